@@ -1,0 +1,6 @@
+// The extension module: each kernel family registers its functions here.
+#include "module.h"
+
+NB_MODULE(_native, m) {
+    m.doc() = "Native kernels of tradeoff";
+}

@@ -1,0 +1,4 @@
+// One registration function a kernel family; called once from module.cpp.
+#pragma once
+
+#include <nanobind/nanobind.h>

@@ -1,0 +1,1 @@
+"""Study, trial, outcome, claims, store and reports: what every method and engine stands on."""

@@ -1,0 +1,47 @@
+"""Errors of the whole project: each message says what was wrong, where, and what to do.
+
+Where Python has a fitting built-in, the class derives from it too, so that library users catch what
+they expect (``except ValueError`` catches a :class:`RecipeError`).
+"""
+
+
+class TradeoffError(Exception):
+    """Base of every error that tradeoff raises on purpose; the command line prints it without a traceback."""
+
+
+class RecipeError(TradeoffError, ValueError):
+    """A recipe has an unknown key, a value of the wrong type or one out of range."""
+
+
+class MissingExtra(TradeoffError, ImportError):
+    """An optional dependency is absent.
+
+    Args:
+        package: the module that could not be imported.
+        extra: the extra of this project that installs it.
+    """
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"{package} is not installed; run: pip install 'tradeoff[{extra}]'")
+        self.package = package
+        self.extra = extra
+
+
+class MissingTool(TradeoffError, FileNotFoundError):
+    """An external program is absent; the message names the package that brings it."""
+
+
+class DataError(TradeoffError, ValueError):
+    """A data set is absent, incomplete or malformed."""
+
+
+class EngineError(TradeoffError, RuntimeError):
+    """An engine could not execute what it was asked to."""
+
+
+class ProtocolError(EngineError):
+    """A peer broke the protocol: a malformed, unexpected or replayed message."""
+
+
+class StoreError(TradeoffError, OSError):
+    """A file of the store is corrupt, foreign or cannot be written."""

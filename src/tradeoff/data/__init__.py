@@ -1,0 +1,1 @@
+"""Data sets: an embedded default each, and the real one behind the same call."""

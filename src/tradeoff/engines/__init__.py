@@ -1,0 +1,1 @@
+"""Engines execute something for real and meter it. An engine knows no method."""

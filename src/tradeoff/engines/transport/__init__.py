@@ -1,0 +1,1 @@
+"""Authenticated, metered messages between named parties over TCP."""

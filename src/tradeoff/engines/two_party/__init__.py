@@ -1,0 +1,1 @@
+"""Two-party computation of neural networks on additively shared fixed-point data."""

@@ -1,0 +1,1 @@
+"""Inference on data that the model owner must not see."""

@@ -1,0 +1,1 @@
+"""AutoReP: automatic ReLU replacement under a budget (ICCV 2023)."""

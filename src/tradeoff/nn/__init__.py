@@ -1,0 +1,1 @@
+"""Building blocks that methods share: selection, polynomials, surgery, counters, models, training."""
