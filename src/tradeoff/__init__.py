@@ -1,4 +1,4 @@
-"""Published ways of spending less on a neural network, usable on your own model and checked against their claims.
+"""Published ways of spending less on a neural network, usable on your own model and checked.
 
 Importing this package is cheap and pulls in no heavy dependency: import the part you need, for example
 ``tradeoff.engines.two_party`` or ``tradeoff.methods.private_inference.autorep``.
