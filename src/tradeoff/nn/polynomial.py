@@ -106,7 +106,8 @@ class _GatedReLU(torch.autograd.Function):
             grad_gate = kept - replaced
         if need_coefficients:
             share = 1 - gate.to(x.dtype)
-            grad_coefficients = torch.stack([(moment * share).flatten(1).sum(1) for moment in moments])
+            sums = [(moment * share).reshape(len(moment), -1).sum(1) for moment in moments]
+            grad_coefficients = torch.stack(sums)
         return grad_x, grad_gate, grad_coefficients, None
 
 
