@@ -45,3 +45,39 @@ class ProtocolError(EngineError):
 
 class StoreError(TradeoffError, OSError):
     """A file of the store is corrupt, foreign or cannot be written."""
+
+
+class UnknownName(TradeoffError, LookupError):
+    """No method, recipe, run or other thing has this name; the message gives the nearest one."""
+
+
+class UnknownQuantity(UnknownName):
+    """A quantity is not in the table of :mod:`tradeoff.core.quantities`."""
+
+
+class OutcomeError(TradeoffError, ValueError):
+    """A trial returned something that is no valid outcome of it."""
+
+
+class MissingOutcome(TradeoffError, LookupError):
+    """An outcome that a claim or a table needs is absent: its trial failed or is not in the recipe."""
+
+
+class TrialFailed(TradeoffError, RuntimeError):
+    """A trial raised an error or its process died."""
+
+
+class CardError(TradeoffError, ValueError):
+    """A method card is incomplete or malformed."""
+
+
+class MethodError(TradeoffError, ImportError):
+    """A method's package is broken and cannot be loaded."""
+
+
+class SandboxUnavailable(EngineError):
+    """No way to box a program works here; the message names the package that brings one."""
+
+
+class ContractViolation(TradeoffError, AssertionError):
+    """A method breaks a point of the contract that every method keeps."""

@@ -1,0 +1,124 @@
+"""The one table of quantities: what may be measured, in which unit, and which direction is better.
+
+A new quantity is a new row here, never an invention inside a method: two systems that trade the same thing
+must name it alike, or they could not be compared.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from .errors import UnknownQuantity
+from .suggest import did_you_mean
+
+
+class Direction(StrEnum):
+    """Which way a quantity improves."""
+
+    HIGHER = "higher"
+    LOWER = "lower"
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A named thing that is measured.
+
+    Attributes:
+        name: the key in outcomes and tables.
+        unit: of its values; empty for plain counts and fractions.
+        direction: which way it improves.
+        description: one line for tables and pages.
+        repeatable: whether the same trial must give the same value again; false for clocks and memory.
+    """
+
+    name: str
+    unit: str
+    direction: Direction
+    description: str
+    repeatable: bool = True
+
+    def better(self, a: float, b: float) -> bool:
+        """Whether value ``a`` is strictly better than value ``b``."""
+        return a > b if self.direction is Direction.HIGHER else a < b
+
+
+def _rows(direction: Direction, *rows: tuple[str, str, str], repeatable: bool = True) -> Iterable[Quantity]:
+    return (Quantity(name, unit, direction, text, repeatable) for name, unit, text in rows)
+
+
+_TABLE = (
+    *_rows(
+        Direction.HIGHER,
+        ("accuracy", "", "fraction of held-out examples classified correctly"),
+        ("f1", "", "harmonic mean of precision and recall on held-out examples"),
+        (
+            "label_agreement",
+            "",
+            "fraction of examples where two executions of one network give the same label",
+        ),
+        ("ndcg", "", "normalized discounted cumulative gain of a ranking, cut at 10"),
+        ("success_rate", "", "fraction of tasks solved"),
+        ("sparsity", "", "fraction of weights that are zero"),
+        ("tokens_per_step", "tokens", "tokens accepted per pass through the model"),
+    ),
+    *_rows(
+        Direction.LOWER,
+        ("loss", "", "the training objective on held-out examples"),
+        ("perplexity", "", "exponential of the mean negative log-likelihood of a held-out token"),
+        ("logit_error_max", "", "largest absolute difference of a logit from the plaintext network's"),
+        ("logit_error_mean", "", "mean absolute difference of the logits from the plaintext network's"),
+        ("relu_count", "ReLUs", "comparisons left in the network, per image"),
+        ("mask_flips", "flips", "changes of a selection mask beyond those that its final state needs"),
+        ("online_bytes", "B", "bytes that the parties exchange for one batch, both directions"),
+        ("offline_bytes", "B", "bytes of correlated randomness prepared ahead for one batch"),
+        ("rounds", "rounds", "messages that must wait for one another"),
+        ("he_levels", "levels", "multiplicative depth of a homomorphic evaluation"),
+        ("parameters", "parameters", "trainable numbers in the model"),
+        ("flops", "FLOP", "floating-point operations of one forward pass, a multiply-add counted as two"),
+        ("macs", "MAC", "multiply-accumulates of one forward pass"),
+        ("training_flops", "FLOP", "floating-point operations spent on training"),
+        ("model_bytes", "B", "size of the stored model"),
+        ("kv_bytes_per_token", "B", "key and value cache held for one token of context"),
+        ("tokens", "tokens", "tokens read and written by language models for one task"),
+        ("cycles", "cycles", "clock cycles for one input"),
+        ("luts", "LUTs", "lookup tables of an FPGA"),
+        ("dsps", "DSPs", "multiplier blocks of an FPGA"),
+        ("area", "um^2", "cell area of a synthesized circuit"),
+        ("period", "ns", "shortest clock period of a synthesized circuit"),
+        ("power", "W", "power while working"),
+        ("energy", "J", "energy for one input"),
+    ),
+    *_rows(
+        Direction.LOWER,
+        ("latency", "s", "time from input to result on this machine, over its own loopback"),
+        ("latency_lan", "s", "time from input to result over the emulated local network"),
+        ("latency_wan", "s", "time from input to result over the emulated wide-area network"),
+        ("offline_seconds", "s", "time to prepare the correlated randomness for one batch"),
+        ("training_seconds", "s", "time spent on training"),
+        ("peak_memory", "B", "largest resident memory while working"),
+        repeatable=False,
+    ),
+    *_rows(
+        Direction.HIGHER,
+        ("throughput", "1/s", "inputs processed per second"),
+        ("tokens_per_second", "1/s", "tokens generated per second"),
+        repeatable=False,
+    ),
+)
+
+QUANTITIES: dict[str, Quantity] = {quantity.name: quantity for quantity in _TABLE}
+
+
+def quantity(name: str) -> Quantity:
+    """The row of a quantity.
+
+    Raises:
+        UnknownQuantity: no such row; the message names the nearest one.
+    """
+    try:
+        return QUANTITIES[name]
+    except KeyError:
+        raise UnknownQuantity(
+            f"unknown quantity {name!r}{did_you_mean(name, QUANTITIES)}; "
+            "new quantities are added to tradeoff/core/quantities.py"
+        ) from None
