@@ -3,4 +3,5 @@
 
 NB_MODULE(_native, m) {
     m.doc() = "Native kernels of tradeoff";
+    register_tun_relay(m);
 }

@@ -2,3 +2,5 @@
 #pragma once
 
 #include <nanobind/nanobind.h>
+
+void register_tun_relay(nanobind::module_& m);
