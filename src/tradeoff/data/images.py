@@ -1,0 +1,37 @@
+"""Image data sets by name: ``load("digits")``, ``load("cifar10")``, ``load("path/to/folder")``."""
+
+import difflib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from tradeoff.core.errors import DataError
+from tradeoff.data import digits
+from tradeoff.data.splits import ImageData, Split
+
+__all__ = ["LOADERS", "ImageData", "Split", "load"]
+
+LOADERS: dict[str, Callable[[Path | None], ImageData]] = {
+    "digits": lambda root: digits.digits(),
+    "digit-pairs": lambda root: digits.digit_pairs(),
+}
+"""Name -> loader, which is given the local root where there is one."""
+
+
+def load(name: str, root: Path | str | None = None) -> ImageData:
+    """A data set with disjoint train, validation and test splits.
+
+    Args:
+        name: a key of :data:`LOADERS`, or the path of a folder with one subfolder of images per class.
+        root: where local copies lie; the environment variable ``TRADEOFF_DATA`` when not given.
+
+    Raises:
+        DataError: the name is unknown, or the data is absent or malformed; the message says what to do.
+    """
+    local = Path(root or os.environ["TRADEOFF_DATA"]) if root or os.environ.get("TRADEOFF_DATA") else None
+    if name in LOADERS:
+        return LOADERS[name](local)
+    nearest = difflib.get_close_matches(name, LOADERS, n=1, cutoff=0.0)[0]
+    raise DataError(
+        f"no data set or folder {name!r}; did you mean {nearest!r}? There are: {', '.join(LOADERS)}"
+    )
