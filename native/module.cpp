@@ -1,7 +1,10 @@
 // The extension module: each kernel family registers its functions here.
 #include "module.h"
 
+#include "cpu.h"
+
 NB_MODULE(_native, m) {
     m.doc() = "Native kernels of tradeoff";
     register_tun_relay(m);
+    m.def("instruction_set", &tradeoff::isa_name, "The instruction set in use: avx512, avx2 or portable");
 }

@@ -1,4 +1,4 @@
-"""Packed bits and the comparison tree, against integer comparison; native kernels against the NumPy reference."""
+"""Packed bits and the comparison tree against integer comparison, native and NumPy."""
 
 from collections.abc import Iterator
 
@@ -151,7 +151,7 @@ def test_wrong_inputs_are_refused() -> None:
         bits.leaves(words[:63], words[:63], 0)
     with pytest.raises(ValueError, match="7 rows"):
         level.mask(words, words, np.zeros((6, 16), np.uint64))
-    with pytest.raises(ValueError, match="60 words|must have 60"):
+    with pytest.raises(ValueError, match="must have 60 words"):
         level.mask(words, words, np.zeros((7, 15), np.uint64))
     with pytest.raises(ValueError, match="radix"):
         bits.ComparisonTree(64, 8)

@@ -24,6 +24,7 @@ def truncation(c: Ring, rho: Ring, m: Ring, shift: int, party: int) -> Ring:
 
     (c >> f) - rho + w 2^(L-f) - 2^(L-2-f), where w = m (1 - top bit of c) says that the sum wrapped around.
     """
+    _check_party(party)
     kind, width = _check(shift, c, rho, m)
     kernels = _kernels()
     if kernels is not None:
@@ -63,6 +64,7 @@ def truncated_relu(
     With y = truncation of x: t y + (1 - 2t) (y s), where
     y s = ((c >> f) - 2^(L-2-f)) s - rho s + 2^(L-f) (1 - top bit of c) m s.
     """
+    _check_party(party)
     kind, width = _check(shift, c, rho, m, s, rho_s, m_s)
     _check_bits(t, c)
     kernels = _kernels()
@@ -132,6 +134,11 @@ def _opened_part(c: Ring, shift: int) -> Ring:
     """(c >> f) - 2^(L-2-f): the public part of a truncated value."""
     kind, width = c.dtype.type, 8 * c.dtype.itemsize
     return (c >> kind(shift)) - kind(1 << (width - 2 - shift))
+
+
+def _check_party(party: int) -> None:
+    if party not in (0, 1):
+        raise ValueError(f"the party is 0 or 1, not {party}")
 
 
 def _check(shift: int | None, *arrays: Ring) -> tuple[Any, int]:

@@ -23,8 +23,7 @@ _IM2COL_WORDS = 1 << 22
 
 def backend() -> str:
     """What computes the products: ``native-avx512``, ``native-avx2``, ``native-portable`` or ``limbs``."""
-    instructions = native.instruction_set()
-    return "limbs" if instructions is None else f"native-{instructions}"
+    return "limbs" if _kernels() is None else f"native-{native.instruction_set()}"
 
 
 def matmul(a: Ring, b: Ring) -> Ring:
@@ -170,7 +169,7 @@ def _limb_conv2d(
     """Convolution by unfolded columns and :func:`limb_matmul`, in chunks of images to bound memory."""
     reach = [dilation[d] * (weight.shape[2 + d] - 1) + 1 for d in range(2)]
     inputs, outputs = x.shape[1] // groups, weight.shape[0] // groups
-    columns = weight[0].size * out[0, 0].size
+    columns = int(np.prod(weight.shape[1:]) * np.prod(out.shape[2:]))
     step = max(1, _IM2COL_WORDS // max(1, columns))
     for start in range(0, x.shape[0], step):
         padded = np.pad(x[start : start + step], ((0, 0), (0, 0), *((p, p) for p in padding)))
