@@ -1,0 +1,1 @@
+"""Reading and changing torch models through torch.fx."""
