@@ -86,10 +86,18 @@ def trace_model(model: nn.Module, input_shape: tuple[int, ...]) -> TracedModel:
     for node in reversed(graph.nodes):
         if not node.users and node.op not in ("placeholder", "output"):
             graph.erase_node(node)
-    shapes = {node: _shape(node.meta.get("value")) for node in graph.nodes}
-    for node in graph.nodes:
+    return _plain(model, graph, tracer.labels)
+
+
+def _plain(model: nn.Module, graph: fx.Graph, labels: dict[fx.Node, str]) -> TracedModel:
+    """Move the record to a graph that knows nothing of this tracer, so that it can be copied and pickled."""
+    copied: dict[fx.Node, fx.Node] = {}
+    plain = fx.Graph()
+    plain.output(plain.graph_copy(graph, copied))
+    shapes = {new: _shape(old.meta["value"]) for old, new in copied.items()}
+    for node in plain.nodes:
         node.meta.clear()
-    return TracedModel(model, graph, {n: tracer.labels.get(n, n.name) for n in graph.nodes}, shapes)
+    return TracedModel(model, plain, {new: labels[old] for old, new in copied.items()}, shapes)
 
 
 class _ShapedProxy(fx.Proxy):
