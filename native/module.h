@@ -4,3 +4,4 @@
 #include <nanobind/nanobind.h>
 
 void register_tun_relay(nanobind::module_& m);
+void register_ring(nanobind::module_& m);
