@@ -27,6 +27,7 @@ from tradeoff.engines.transport.errors import (
 )
 from tradeoff.engines.transport.keys import make_keys
 from tradeoff.engines.transport.party import Party
+from tradeoff.engines.transport.server import Server, serve
 from tradeoff.engines.transport.shaper import PROFILES, LinkShaper, profile
 from tradeoff.engines.transport.simnet import SimNet
 from tradeoff.engines.transport.transcript import read_transcript
@@ -55,6 +56,7 @@ __all__ = [
     "PlanMismatch",
     "PortInUse",
     "RemoteFailure",
+    "Server",
     "SimNet",
     "Stats",
     "Traffic",
@@ -63,4 +65,5 @@ __all__ = [
     "make_keys",
     "profile",
     "read_transcript",
+    "serve",
 ]

@@ -181,7 +181,9 @@ class Meter:
         """The counters now."""
         with self._lock:
             traffic = {
-                key: Traffic(*(int(count) for count in row[:6]), wait_seconds=row[6])
+                key: Traffic(
+                    int(row[0]), int(row[1]), int(row[2]), int(row[3]), int(row[4]), int(row[5]), row[6]
+                )
                 for key, row in self._traffic.items()
             }
             return Stats(traffic, dict(self._growth), dict(self._marked), **wire)

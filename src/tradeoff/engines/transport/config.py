@@ -75,7 +75,8 @@ class Config:
         capabilities: names that must be equal as well.
         tls: certificates; None talks in the clear and needs ``insecure``.
         insecure: allow that, between loopback addresses or inside ``test_namespace``.
-        test_namespace: name of the network namespace declared to be a test's, in which this process runs.
+        test_namespace: name of the network namespace declared to be a test's, in which this process runs;
+            ``{me}`` stands for the party's id.
         link: emulated link to every peer; links: to single peers, by id.
         connect_timeout, recv_timeout, send_timeout, ping_interval, close_timeout: seconds.
         max_message, send_queue, recv_queue: bytes.
@@ -128,8 +129,8 @@ class Config:
         """The emulated link to a peer, if any."""
         return self.links.get(peer, self.link)
 
-    def require_secure(self) -> None:
-        """Refuse to talk in the clear where somebody else could listen.
+    def require_secure(self, me: int) -> None:
+        """Refuse that party ``me`` talks in the clear where somebody else could listen.
 
         Raises:
             InsecureTransport: no TLS, and not both ``insecure`` and local.
@@ -142,7 +143,7 @@ class Config:
                 "or set insecure = true for a test on one host"
             )
         outside = [address for address in self.parties if address and not is_loopback(address)]
-        if outside and not _inside_namespace(self.test_namespace):
+        if outside and not _inside_namespace(self.test_namespace, me):
             raise InsecureTransport(
                 f"refusing to talk in the clear to {', '.join(outside)}: insecure is for loopback addresses "
                 "and for a test network namespace; configure TLS (`tradeoff net keys`)"
@@ -268,10 +269,11 @@ def _fingerprint(pin: str) -> str:
     return digits
 
 
-def _inside_namespace(name: str | None) -> bool:
+def _inside_namespace(name: str | None, me: int) -> bool:
     """Whether this process runs in the network namespace ``name``, and that is not the machine's own."""
     if not name or "/" in name:
         return False
+    name = name.replace("{me}", str(me))
     try:
         own = os.stat("/proc/self/ns/net").st_ino
         return own == (_NAMESPACES / name).stat().st_ino and own != os.stat("/proc/1/ns/net").st_ino

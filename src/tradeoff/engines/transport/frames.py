@@ -48,7 +48,7 @@ MAX_TAG = (1 << 32) - 1
 _CHECKSUM = struct.Struct("<I")
 _SCRATCH_BYTES = 64 * 1024
 
-_DTYPES = {
+_DTYPES: dict[int, np.dtype[Any]] = {
     1: np.dtype("<u1"),
     2: np.dtype("<u4"),
     3: np.dtype("<u8"),
@@ -237,10 +237,10 @@ class FrameParser:
             self._body.filled += count
             if self._body.filled < self._body.view.nbytes:
                 return []
-            frame, self._body = self._body.frame, None
-            return [_finish(frame)]
+            complete, self._body = self._body.frame, None
+            return [_finish(complete)]
         self._end += count
-        frames = []
+        frames: list[Frame] = []
         while self._body is None and (frame := self._next()) is not None:
             frames.append(frame)
         return frames

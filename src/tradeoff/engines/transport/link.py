@@ -288,7 +288,7 @@ class Link:
 
     def _ssl_pending(self) -> int:
         with self._lock:
-            return self.sock.pending()  # type: ignore[attr-defined]
+            return self.sock.pending() if isinstance(self.sock, ssl.SSLSocket) else 0
 
     def _pause(self) -> float:
         now = time.monotonic()

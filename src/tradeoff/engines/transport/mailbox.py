@@ -61,6 +61,7 @@ class Mailbox:
         self._failures: dict[int, MakeError] = {}
         self._left: set[int] = set()
         self._dropped: set[int] = set()
+        self._closed = False
         self.on_room: dict[int, Callable[[], None]] = {}
         self.in_flight: Callable[[int], int] = lambda _: 0
         self.suspect: Callable[[int], int] = lambda peer: peer
@@ -126,6 +127,12 @@ class Mailbox:
             for key in [key for key in self._queues if key[0] == peer]:
                 del self._queues[key]
             self._bytes[peer] = 0
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Fail whoever still waits: this party has left."""
+        with self._changed:
+            self._closed = True
             self._changed.notify_all()
 
     def skip(self, peer: int, phase: str) -> None:
@@ -223,6 +230,8 @@ class Mailbox:
             raise PeerLost(peer, scope, "it was dropped")
         if peer in self._failures:
             raise self._failures[peer](scope)
+        if self._closed:
+            raise PeerLost(peer, scope, "this party has left the session")
         if alone:
             return
         for error in self._failures.values():

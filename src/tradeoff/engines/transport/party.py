@@ -9,6 +9,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from tradeoff.engines.transport.accounting import Stats
@@ -83,7 +84,7 @@ class Party(Endpoint):
             raise InsecureTransport(
                 "a transcript reveals what this party sees: pass synthetic_inputs=True if none of it is real"
             )
-        config.require_secure()
+        config.require_secure(me)
         super().__init__(me, config.n, recv_timeout=config.recv_timeout, recv_queue=config.recv_queue)
         self.config = config
         self.session = config.session or (0 if me else secrets.randbits(63) + 1)
@@ -91,7 +92,7 @@ class Party(Endpoint):
         self._mailbox.in_flight = lambda peer: self._links[peer].in_flight
         self._mailbox.suspect = self._most_silent
         self._recorder = None if record is None else Recorder(record)
-        connector = _Connector(self, listener)
+        connector = self._connector(listener)
         try:
             connector.connect()
             self._await_all(connector.left())
@@ -118,6 +119,7 @@ class Party(Endpoint):
 
     def close(self, error: BaseException | None = None) -> None:
         """Leave the session; the others learn the class of ``error``, if there is one."""
+        self._mailbox.close()
         for link in self._links.values():
             link.close(error)
         for link in self._links.values():
@@ -128,6 +130,10 @@ class Party(Endpoint):
     def security(self, peer: int) -> dict[str, str]:
         """TLS version, cipher and certified name of a link; empty for one in the clear."""
         return self._links[peer].security
+
+    def _connector(self, listener: socket.socket | None) -> Connector:
+        """What brings up the links."""
+        return Connector(self, listener)
 
     def _post(self, to: int, messages: Sequence[Outgoing]) -> None:
         self._links[to].post(messages, self.current_scope)
@@ -149,7 +155,7 @@ class Party(Endpoint):
         return worst if silence.get(worst, 0.0) > patience else peer
 
 
-class _Connector:
+class Connector:
     """Brings up the links of one party."""
 
     def __init__(self, party: Party, listener: socket.socket | None) -> None:
@@ -168,11 +174,11 @@ class _Connector:
         """Dial the parties before this one, in order, then let those after it dial."""
         for peer in range(self._party.me):
             sock = self._reach(peer)
-            self._attempt(sock, peer, lambda sock, peer=peer: self._greet_dialed(sock, peer))
+            self._attempt(sock, peer, partial(self._greet_dialed, peer))
         missing = set(range(self._party.me + 1, self._party.n))
         while missing:
             sock = self._accept(min(missing))
-            party = self._attempt(sock, min(missing), lambda sock: self._greet_dialer(sock, missing))
+            party = self._attempt(sock, min(missing), partial(self._greet_dialer, missing))
             missing.discard(party)
 
     def close(self) -> None:
@@ -207,7 +213,7 @@ class _Connector:
             return handshake(sock, self._as_client, guess)
         return handshake(sock, self._as_server, None)
 
-    def _greet_dialed(self, sock: socket.socket, peer: int) -> int:
+    def _greet_dialed(self, peer: int, sock: socket.socket) -> int:
         greeting = self._greeting(sock, peer)
         self._identify(sock, {peer}, greeting, sequence=0)
         theirs = greeting.hear()
@@ -217,7 +223,7 @@ class _Connector:
         self._add(sock, peer, greeting)
         return peer
 
-    def _greet_dialer(self, sock: socket.socket, missing: set[int]) -> int:
+    def _greet_dialer(self, missing: set[int], sock: socket.socket) -> int:
         greeting = self._greeting(sock, min(missing))
         self._identify(sock, missing, greeting, sequence=0)
         greeting.say(FrameType.HELLO, self._hello().encode(), self._party.session)

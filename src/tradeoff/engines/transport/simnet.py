@@ -32,6 +32,7 @@ class SimEndpoint(Endpoint):
         if self._closed:
             return
         self._closed = True
+        self._mailbox.close()
         for peer in self._everyone:
             box = self._net.endpoints[peer]._mailbox
             if error is None:

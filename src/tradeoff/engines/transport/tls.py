@@ -6,6 +6,7 @@ import hashlib
 import socket
 import ssl
 from collections.abc import Collection
+from typing import Any
 
 from tradeoff.engines.transport.config import TLS
 from tradeoff.engines.transport.errors import AuthError, ConfigError
@@ -58,9 +59,9 @@ def pinned(secure: ssl.SSLSocket, tls: TLS, peers: Collection[int]) -> bool:
 
 def certified_name(secure: ssl.SSLSocket) -> str:
     """The name in the peer's verified certificate."""
-    certificate = secure.getpeercert() or {}
+    certificate: dict[str, Any] = dict(secure.getpeercert() or {})
     names = [value for kind, value in certificate.get("subjectAltName", ()) if kind == "DNS"]
-    return names[0] if names else ""
+    return str(names[0]) if names else ""
 
 
 def describe_security(sock: socket.socket) -> dict[str, str]:
