@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tradeoff.core.errors import DataError
-from tradeoff.data import digits
+from tradeoff.data import cifar, digits
 from tradeoff.data.splits import ImageData, Split
 
 __all__ = ["LOADERS", "ImageData", "Split", "load"]
@@ -14,6 +14,8 @@ __all__ = ["LOADERS", "ImageData", "Split", "load"]
 LOADERS: dict[str, Callable[[Path | None], ImageData]] = {
     "digits": lambda root: digits.digits(),
     "digit-pairs": lambda root: digits.digit_pairs(),
+    "cifar10": cifar.loader(cifar.CIFAR10),
+    "cifar100": cifar.loader(cifar.CIFAR100),
 }
 """Name -> loader, which is given the local root where there is one."""
 

@@ -534,14 +534,15 @@ def _loader(
 
 def _accelerator(model: nn.Module, config: FitConfig) -> Accelerator:
     """Accelerate on the model's own device, or on the one that the launcher gave to this process."""
-    on_cpu = _processes() == 1 and _device_of(model).type == "cpu"
+    alone = _processes() == 1
+    device = _device_of(model).type
     precision = config.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    try:
-        return Accelerator(mixed_precision=precision, cpu=on_cpu)
-    except ValueError:
-        # Accelerate keeps one precision and device per process; this training asks for others.
-        AcceleratorState._reset_state(reset_partial_state=_processes() == 1)
-        return Accelerator(mixed_precision=precision, cpu=on_cpu)
+    if AcceleratorState._shared_state:
+        current = AcceleratorState()
+        if current.mixed_precision != precision or (alone and current.device.type != device):
+            # Accelerate keeps one precision and device per process; this training asks for others.
+            AcceleratorState._reset_state(reset_partial_state=alone)
+    return Accelerator(mixed_precision=precision, cpu=alone and device == "cpu")
 
 
 def _device_of(model: nn.Module) -> torch.device:
