@@ -43,10 +43,22 @@ class Source:
 
 
 CIFAR10 = Source(
-    "cifar10", "uoft-cs/cifar10", "plain_text", "label", 10, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+    "cifar10",
+    "uoft-cs/cifar10",
+    "plain_text",
+    "label",
+    10,
+    (0.4914, 0.4822, 0.4465),
+    (0.2470, 0.2435, 0.2616),
 )
 CIFAR100 = Source(
-    "cifar100", "uoft-cs/cifar100", "cifar100", "fine_label", 100, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
+    "cifar100",
+    "uoft-cs/cifar100",
+    "cifar100",
+    "fine_label",
+    100,
+    (0.5071, 0.4865, 0.4409),
+    (0.2673, 0.2564, 0.2762),
 )
 
 
@@ -129,7 +141,8 @@ def read_parquet(path: Path, label: str, rows: int, num_classes: int) -> tuple[n
             missing = {"img", label} - set(file.schema_arrow.names)
             if missing:
                 raise DataError(f"{path} has no column {', '.join(sorted(missing))}")
-            pixels, labels = [], []
+            pixels: list[np.ndarray] = []
+            labels: list[np.ndarray] = []
             with ThreadPoolExecutor(2) as pool:  # decoding releases the interpreter lock
                 for batch in file.iter_batches(1000, columns=["img", label]):
                     encoded = batch.column("img").field("bytes").to_pylist()

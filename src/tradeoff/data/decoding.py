@@ -26,9 +26,13 @@ def open_image(source: bytes | Path, mode: str = "RGB") -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the bound here is tighter
-            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
+            with Image.open(
+                io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS
+            ) as image:
                 if image.width * image.height > MAX_PIXELS:
-                    raise DataError(f"{name} has {image.width}x{image.height} pixels, more than {MAX_PIXELS:,}")
+                    raise DataError(
+                        f"{name} has {image.width}x{image.height} pixels, more than {MAX_PIXELS:,}"
+                    )
                 return image.convert(mode)
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
         if isinstance(error, DataError | FileNotFoundError):

@@ -123,7 +123,9 @@ def _fetch(remote: RemoteFile, path: Path) -> None:
         if length is not None and int(length) != received:
             raise http.client.IncompleteRead(b"", int(length) - received)
     if expected and hashed.hexdigest() != expected:
-        raise DataError(f"{remote.url} is not the published file: digest {hashed.hexdigest()}, not {expected}")
+        raise DataError(
+            f"{remote.url} is not the published file: digest {hashed.hexdigest()}, not {expected}"
+        )
 
 
 def _linked_digest(headers: Any) -> str | None:
