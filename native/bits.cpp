@@ -163,7 +163,7 @@ struct Evaluate {
     Index m;
     Word ones;  // all ones at the party that adds the public product, else zero
 
-    // The share of p3 p2 p1 z: `share` is that of p3 p2 p1, `first` the first of the products 03z of the masks.
+    // The share of p3 p2 p1 z from that of p3 p2 p1; the others are the rows of the products of masks.
     template <int z, int p3z, int p2z, int p1z, int p32z, int p31z, int p21z, int p321z>
     static TRADEOFF_INLINE Word with(Word share, Column d, Column a, Column products) {
         return (d[z] & share) ^ products[p321z] ^ (d[0] & products[p21z]) ^ (d[1] & products[p31z]) ^
@@ -195,47 +195,55 @@ struct Evaluate {
     }
 };
 
+// Row by row within blocks: some forty streams apart by a power of two would evict each other from the cache.
 template <int radix, bool last>
 struct Corrections {
     const Word *masks0, *masks1, *products0;
     Word *out;
     Index m;
 
+    TRADEOFF_INLINE void put(int row, Index at, Index count, const Word *__restrict x, const Word *__restrict y) const {
+        const Word *__restrict share = products0 + row * m + at;
+        Word *__restrict to = out + row * m + at;
+        for (Index j = 0; j < count; ++j) to[j] = share[j] ^ (x[j] & y[j]);
+    }
+
+    // The products of z with the inputs 0, 1, 2 and with their products 01, 02, 12, 012, in these rows.
+    TRADEOFF_INLINE void with(const Word *z, const int (&rows)[7], Index at, Index count,
+                              const Word (*a)[kBlock], const Word (*pairs)[kBlock]) const {
+        for (int i = 0; i < 3; ++i) put(rows[i], at, count, a[i], z);
+        for (int i = 0; i < 4; ++i) put(rows[3 + i], at, count, pairs[i], z);
+    }
+
     TRADEOFF_INLINE void run(Index begin, Index end) const {
-        const Word *__restrict masks0_ = masks0, *__restrict masks1_ = masks1, *__restrict products_ = products0;
-        Word *__restrict out_ = out;
-#pragma GCC ivdep
-        for (Index j = begin; j < end; ++j) {
-            Word a[7];
-            for (int i = 0; i < inputs_of(radix, last); ++i) a[i] = masks0_[i * m + j] ^ masks1_[i * m + j];
-            const Word *__restrict share = products_ + j;
-            Word *__restrict to = out_ + j;
-            const auto put = [&](int row, Word product) { to[row * m] = share[row * m] ^ product; };
+        alignas(64) Word a[7][kBlock], pairs[4][kBlock];  // masks; and the products 01, 02, 12, 012 of them
+        for (Index at = begin; at < end; at += kBlock) {
+            const Index count = std::min(kBlock, end - at);
+            for (int i = 0; i < inputs_of(radix, last); ++i) {
+                const Word *__restrict x = masks0 + i * m + at, *__restrict y = masks1 + i * m + at;
+                for (Index j = 0; j < count; ++j) a[i][j] = x[j] ^ y[j];
+            }
             if (radix == 2) {
-                put(0, a[0] & a[1]);
-                if (!last) put(1, a[0] & a[2]);
+                put(0, at, count, a[0], a[1]);
+                if (!last) put(1, at, count, a[0], a[2]);
                 continue;
             }
-            const Word p32 = a[0] & a[1], p31 = a[0] & a[2], p21 = a[1] & a[2], p321 = p32 & a[2];
-            put(0, a[0] & a[3]);
-            put(1, p32);
-            put(2, a[0] & a[4]);
-            put(3, a[1] & a[4]);
-            put(4, p32 & a[4]);
-            put(5, p31);
-            put(7, p21);
-            put(10, p321);
-            const auto with = [&](Word z, int p3z, int p2z, int p1z, int p32z, int p31z, int p21z, int p321z) {
-                put(p3z, a[0] & z);
-                put(p2z, a[1] & z);
-                put(p1z, a[2] & z);
-                put(p32z, p32 & z);
-                put(p31z, p31 & z);
-                put(p21z, p21 & z);
-                put(p321z, p321 & z);
-            };
-            with(a[5], 6, 8, 9, 11, 12, 13, 14);
-            if (!last) with(a[6], 15, 16, 17, 18, 19, 20, 21);
+            for (Index j = 0; j < count; ++j) {
+                pairs[0][j] = a[0][j] & a[1][j];
+                pairs[1][j] = a[0][j] & a[2][j];
+                pairs[2][j] = a[1][j] & a[2][j];
+                pairs[3][j] = pairs[0][j] & a[2][j];
+            }
+            put(0, at, count, a[0], a[3]);
+            put(1, at, count, a[0], a[1]);
+            put(2, at, count, a[0], a[4]);
+            put(3, at, count, a[1], a[4]);
+            put(4, at, count, pairs[0], a[4]);
+            put(5, at, count, a[0], a[2]);
+            put(7, at, count, a[1], a[2]);
+            put(10, at, count, pairs[0], a[2]);
+            with(a[5], {6, 8, 9, 11, 12, 13, 14}, at, count, a, pairs);
+            if (!last) with(a[6], {15, 16, 17, 18, 19, 20, 21}, at, count, a, pairs);
         }
     }
 };

@@ -21,16 +21,25 @@ constexpr Index kGrain = 8192;  // elements a thread must get to be worth starti
 template <class T>
 constexpr int width = 8 * sizeof(T);
 
-// Call body(j, bit) for the elements [begin, end) and their packed bits (0 or 1); begin is a multiple of 64.
-template <class T, class Body>
-TRADEOFF_INLINE void for_each_bit(const uint64_t *bits, Index begin, Index end, const Body &body) {
+// The kernels with many operands go through blocks of 64 elements, one output or intermediate at a time: operands are
+// often apart by a multiple of 4096 bytes, and more than eight such streams at once evict each other from the cache.
+constexpr Index kBlock = 64;
+
+// Call body(base, count) for the blocks of [begin, end); begin is a multiple of 64.
+template <class Body>
+TRADEOFF_INLINE void for_each_block(Index begin, Index end, const Body &body) {
     Index base = begin;
-    for (; base + width<T> <= end; base += width<T>) {
-        const T some = static_cast<T>(bits[base / 64] >> (base % 64));
-#pragma GCC ivdep
-        for (int k = 0; k < width<T>; ++k) body(base + k, static_cast<T>((some >> k) & 1));
+    for (; base + kBlock <= end; base += kBlock) body(base, kBlock);
+    if (base < end) body(base, end - base);
+}
+
+// The packed bits of a block, as 0 or 1 each.
+template <class T>
+TRADEOFF_INLINE void expand(uint64_t bits, T *__restrict out) {
+    for (int k = 0; k < kBlock; k += width<T>) {
+        const T part = static_cast<T>(bits >> k);
+        for (int i = 0; i < width<T>; ++i) out[k + i] = static_cast<T>((part >> i) & 1);
     }
-    for (; base < end; ++base) body(base, static_cast<T>((bits[base / 64] >> (base % 64)) & 1));
 }
 
 // What truncation needs to know of the opened c and of its shift.
@@ -38,109 +47,148 @@ template <class T>
 struct Truncated {
     int shift;
     TRADEOFF_INLINE T opened(T c) const { return static_cast<T>((c >> shift) - (T(1) << (width<T> - 2 - shift))); }
-    // The share of the wrap-around from that of m.
+    // The share of the wrap-around from that of m, which adds where the top bit of c is 0.
     TRADEOFF_INLINE T wrap(T c, T m) const {
-        return static_cast<T>((T(1) - static_cast<T>(c >> (width<T> - 1))) * static_cast<T>(m << (width<T> - shift)));
+        const T keep = static_cast<T>(static_cast<T>(c >> (width<T> - 1)) - T(1));
+        return static_cast<T>(m << (width<T> - shift)) & keep;
     }
 };
 
 template <class T>
 struct Truncation {
-    const T *__restrict c, *__restrict rho, *__restrict m;
-    T *__restrict out;
+    const T *c, *rho, *m;
+    T *out;
     int shift;
-    T first;  // 1 at the party that adds public terms
+    bool first;  // adds the public terms
 
     TRADEOFF_INLINE void run(Index begin, Index end) const {
         const Truncated<T> step{shift};
-#pragma GCC ivdep
-        for (Index j = begin; j < end; ++j) out[j] = step.wrap(c[j], m[j]) - rho[j] + first * step.opened(c[j]);
+        const T keep = first ? static_cast<T>(~T(0)) : T(0);
+        const T *__restrict c_ = c, *__restrict rho_ = rho, *__restrict m_ = m;
+        T *__restrict out_ = out;
+        for (Index j = begin; j < end; ++j) out_[j] = step.wrap(c_[j], m_[j]) - rho_[j] + (step.opened(c_[j]) & keep);
     }
 };
 
 template <class T>
 struct Relu {
-    const T *__restrict c, *__restrict x;
+    const T *c, *x;
     const uint64_t *t;
-    const T *__restrict s, *__restrict r_s;
-    T *__restrict out;
+    const T *s, *r_s;
+    T *out;
 
     TRADEOFF_INLINE void run(Index begin, Index end) const {
-        for_each_bit<T>(t, begin, end, [&](Index j, T bit) {
-            const T product = c[j] * s[j] - r_s[j];
-            out[j] = bit ? x[j] - product : product;
+        for_each_block(begin, end, [this](Index base, Index count) TRADEOFF_LAMBDA_INLINE {
+            alignas(64) T bit[kBlock];
+            expand(t[base / 64], bit);
+            const T *__restrict c_ = c + base, *__restrict x_ = x + base, *__restrict s_ = s + base;
+            const T *__restrict r_s_ = r_s + base;
+            T *__restrict out_ = out + base;
+            for (Index j = 0; j < count; ++j) {
+                const T product = c_[j] * s_[j] - r_s_[j], chosen = T(0) - bit[j];
+                out_[j] = ((product ^ chosen) - chosen) + (x_[j] & chosen);  // product, or x - product
+            }
         });
     }
 };
 
 template <class T>
 struct TruncatedRelu {
-    const T *__restrict c;
+    const T *c;
     const uint64_t *t;
-    const T *__restrict rho, *__restrict m, *__restrict s, *__restrict rho_s, *__restrict m_s;
-    T *__restrict out;
+    const T *rho, *m, *s, *rho_s, *m_s;
+    T *out;
     int shift;
-    T first;
+    bool first;
 
     TRADEOFF_INLINE void run(Index begin, Index end) const {
         const Truncated<T> step{shift};
-        for_each_bit<T>(t, begin, end, [&](Index j, T bit) {
-            const T opened = step.opened(c[j]);
-            const T value = step.wrap(c[j], m[j]) - rho[j] + first * opened;
-            const T product = opened * s[j] - rho_s[j] + step.wrap(c[j], m_s[j]);
-            out[j] = bit ? value - product : product;
+        const T keep = first ? static_cast<T>(~T(0)) : T(0);
+        for_each_block(begin, end, [this, step, keep](Index base, Index count) TRADEOFF_LAMBDA_INLINE {
+            alignas(64) T bit[kBlock], product[kBlock];
+            expand(t[base / 64], bit);
+            const T *__restrict c_ = c + base, *__restrict s_ = s + base, *__restrict rho_s_ = rho_s + base;
+            const T *__restrict m_s_ = m_s + base;
+            for (Index j = 0; j < count; ++j)
+                product[j] = step.opened(c_[j]) * s_[j] - rho_s_[j] + step.wrap(c_[j], m_s_[j]);
+            const T *__restrict rho_ = rho + base, *__restrict m_ = m + base;
+            T *__restrict out_ = out + base;
+            for (Index j = 0; j < count; ++j) {
+                const T value = step.wrap(c_[j], m_[j]) - rho_[j] + (step.opened(c_[j]) & keep);
+                const T chosen = T(0) - bit[j];
+                out_[j] = ((product[j] ^ chosen) - chosen) + (value & chosen);
+            }
         });
     }
 };
 
 template <class T>
 struct DealTruncation {
-    const T *__restrict r, *__restrict rho0, *__restrict m0;
-    T *__restrict rho1, *__restrict m1;
+    const T *r, *rho0, *m0;
+    T *rho1, *m1;
     int shift;
 
     TRADEOFF_INLINE void run(Index begin, Index end) const {
-#pragma GCC ivdep
+        const T *__restrict r_ = r, *__restrict rho0_ = rho0, *__restrict m0_ = m0;
+        T *__restrict rho1_ = rho1, *__restrict m1_ = m1;
         for (Index j = begin; j < end; ++j) {
-            rho1[j] = (r[j] >> shift) - rho0[j];
-            m1[j] = (r[j] >> (width<T> - 1)) - m0[j];
+            rho1_[j] = (r_[j] >> shift) - rho0_[j];
+            m1_[j] = (r_[j] >> (width<T> - 1)) - m0_[j];
         }
     }
 };
 
+// share1 = value(j) - share0 over a block.
+template <class T, class Value>
+TRADEOFF_INLINE void deal(const T *__restrict share0, T *__restrict share1, Index count, const Value &value) {
+    for (Index j = 0; j < count; ++j) share1[j] = value(j) - share0[j];
+}
+
 template <class T>
 struct DealRelu {
-    const T *__restrict r;
+    const T *r;
     const uint64_t *s;
-    const T *__restrict bits0, *__restrict s0, *__restrict r_s0;
-    T *__restrict bits1, *__restrict s1, *__restrict r_s1;
+    const T *bits0, *s0, *r_s0;
+    T *bits1, *s1, *r_s1;
 
     TRADEOFF_INLINE void run(Index begin, Index end) const {
-        for_each_bit<T>(s, begin, end, [&](Index j, T bit) {
-            bits1[j] = r[j] ^ bits0[j];
-            s1[j] = bit - s0[j];
-            r_s1[j] = (bit ? r[j] : T(0)) - r_s0[j];
+        for_each_block(begin, end, [this](Index base, Index count) TRADEOFF_LAMBDA_INLINE {
+            alignas(64) T bit[kBlock];
+            expand(s[base / 64], bit);
+            const T *__restrict r_ = r + base, *__restrict bits0_ = bits0 + base;
+            T *__restrict bits1_ = bits1 + base;
+            for (Index j = 0; j < count; ++j) bits1_[j] = r_[j] ^ bits0_[j];
+            deal(s0 + base, s1 + base, count, [&](Index j) { return bit[j]; });
+            deal(r_s0 + base, r_s1 + base, count, [&](Index j) { return static_cast<T>(r_[j] & (T(0) - bit[j])); });
         });
     }
 };
 
 template <class T>
 struct DealTruncatedRelu {
-    const T *__restrict r;
+    const T *r;
     const uint64_t *s;
-    const T *__restrict bits0, *__restrict rho0, *__restrict m0, *__restrict s0, *__restrict rho_s0, *__restrict m_s0;
-    T *__restrict bits1, *__restrict rho1, *__restrict m1, *__restrict s1, *__restrict rho_s1, *__restrict m_s1;
+    const T *bits0, *rho0, *m0, *s0, *rho_s0, *m_s0;
+    T *bits1, *rho1, *m1, *s1, *rho_s1, *m_s1;
     int shift;
 
     TRADEOFF_INLINE void run(Index begin, Index end) const {
-        for_each_bit<T>(s, begin, end, [&](Index j, T bit) {
-            const T rho = r[j] >> shift, m = r[j] >> (width<T> - 1);
-            bits1[j] = r[j] ^ bits0[j];
-            rho1[j] = rho - rho0[j];
-            m1[j] = m - m0[j];
-            s1[j] = bit - s0[j];
-            rho_s1[j] = (bit ? rho : T(0)) - rho_s0[j];
-            m_s1[j] = (m & bit) - m_s0[j];
+        for_each_block(begin, end, [this](Index base, Index count) TRADEOFF_LAMBDA_INLINE {
+            alignas(64) T bit[kBlock], rho[kBlock], m[kBlock];
+            expand(s[base / 64], bit);
+            const T *__restrict r_ = r + base, *__restrict bits0_ = bits0 + base;
+            T *__restrict bits1_ = bits1 + base;
+            for (Index j = 0; j < count; ++j) {
+                bits1_[j] = r_[j] ^ bits0_[j];
+                rho[j] = r_[j] >> shift;
+                m[j] = r_[j] >> (width<T> - 1);
+            }
+            deal(rho0 + base, rho1 + base, count, [&](Index j) { return rho[j]; });
+            deal(m0 + base, m1 + base, count, [&](Index j) { return m[j]; });
+            deal(s0 + base, s1 + base, count, [&](Index j) { return bit[j]; });
+            deal(rho_s0 + base, rho_s1 + base, count,
+                 [&](Index j) { return static_cast<T>(rho[j] & (T(0) - bit[j])); });
+            deal(m_s0 + base, m_s1 + base, count, [&](Index j) { return static_cast<T>(m[j] & bit[j]); });
         });
     }
 };
@@ -173,7 +221,7 @@ void step_truncation(Elements<T> c, Elements<T> rho, Elements<T> m, int shift, i
     const Index n = Index(c.size());
     require_sizes(n, rho, m, out);
     require_shift<T>(shift);
-    const Truncation<T> kernel{c.data(), rho.data(), m.data(), out.data(), shift, T(party == 0)};
+    const Truncation<T> kernel{c.data(), rho.data(), m.data(), out.data(), shift, party == 0};
     nb::gil_scoped_release release;
     launch(kernel, n, 64, kGrain, threads);
 }
@@ -197,7 +245,7 @@ void step_truncated_relu(Elements<T> c, Bits t, Elements<T> rho, Elements<T> m, 
     require_bits(n, t);
     require_shift<T>(shift);
     const TruncatedRelu<T> kernel{c.data(),     t.data(),   rho.data(), m.data(), s.data(),
-                                  rho_s.data(), m_s.data(), out.data(), shift,    T(party == 0)};
+                                  rho_s.data(), m_s.data(), out.data(), shift,    party == 0};
     nb::gil_scoped_release release;
     launch(kernel, n, 64, kGrain, threads);
 }
