@@ -15,10 +15,8 @@
 #endif
 #if defined(__GNUC__)
 #define TRADEOFF_INLINE inline __attribute__((always_inline))
-#define TRADEOFF_LAMBDA_INLINE __attribute__((always_inline))
 #else
 #define TRADEOFF_INLINE inline
-#define TRADEOFF_LAMBDA_INLINE
 #endif
 
 namespace tradeoff {

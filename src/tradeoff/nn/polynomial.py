@@ -135,7 +135,7 @@ def gated_relu(
         coefficients: of the polynomial, see the module's docstring.
         hard: whether the gate is a choice or a mixture.
     """
-    result: Tensor = _GatedReLU.apply(x, gate, coefficients, hard)
+    result: Tensor = _GatedReLU.apply(x, gate, coefficients, hard)  # type: ignore[no-untyped-call]
     return result
 
 

@@ -74,7 +74,7 @@ def straight_through(
     """
     if choice.shape != scores.shape:
         raise ValueError(f"choice has shape {tuple(choice.shape)}, scores have {tuple(scores.shape)}")
-    result: Tensor = _StraightThrough.apply(scores, choice, slope)
+    result: Tensor = _StraightThrough.apply(scores, choice, slope)  # type: ignore[no-untyped-call]
     return result
 
 

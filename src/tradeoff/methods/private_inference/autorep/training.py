@@ -1,0 +1,312 @@
+"""The training of AutoReP: weights, polynomials and scores together, under a budget of ReLUs."""
+
+import copy
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tradeoff.nn.checkpoint import load_checkpoint, save_checkpoint
+from tradeoff.nn.fit import Callback, FitConfig, FitState, History, Indexable, fit
+from tradeoff.nn.losses import distillation, over_budget
+from tradeoff.nn.polynomial import PolynomialDivergence
+
+from .replacement import (
+    SiteCount,
+    density,
+    excess_flips,
+    finalize,
+    freeze,
+    project,
+    relu_count,
+    relu_table,
+    replace_relus,
+    set_positions,
+    sites,
+    total_count,
+)
+from .site import ReplaceableReLU, ReplacementConfig
+
+
+class AutoReP:
+    """Cut the ReLUs of a trained network to a budget (Peng et al., ICCV 2023).
+
+    Two phases: *replacement* trains weights, polynomials and scores on
+
+        cross-entropy + distillation + penalty * max(0, kept / total - budget / total),
+
+    then what is still above the budget is dropped (smallest scores first), and *finetuning* goes on with the
+    positions fixed.
+
+    Args:
+        model: trained, with ReLUs; it is left as it is.
+        budget: ReLUs per image to keep at most.
+        input_shape: of one image, without the batch.
+        config: what replaces a ReLU; see :class:`ReplacementConfig`.
+        penalty: weight of the budget in the loss (lambda in the paper: 80 to 240; larger is faster).
+        teacher: whose outputs are distilled: ``self`` for the given model, a module, or None for none.
+        temperature: of the distillation.
+        positions: fixed masks per site in place of learned ones, as the baselines use.
+        seed: of the scores' start.
+
+    Raises:
+        ValueError: the budget is negative or not an integer.
+        NoReLUSites: the model has no ReLU.
+
+    Example:
+        >>> method = AutoReP(network, budget=400, input_shape=(1, 8, 16))  # doctest: +SKIP
+        >>> method.fit(data.train, data.validation, FitConfig(epochs=20, optimizer="adam"))  # doctest: +SKIP
+        >>> compressed = method.finalize()  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        budget: int,
+        input_shape: tuple[int, ...],
+        config: ReplacementConfig | None = None,
+        *,
+        penalty: float = 10.0,
+        teacher: nn.Module | Literal["self"] | None = "self",
+        temperature: float = 4.0,
+        positions: Mapping[str, Tensor] | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.budget = check_budget(budget)
+        self.input_shape = tuple(input_shape)
+        self.config = config or ReplacementConfig()
+        self.penalty = penalty
+        self.temperature = temperature
+        source = model if teacher == "self" else teacher
+        self.teacher = None if source is None else frozen_copy(source)
+        self.network = replace_relus(model, input_shape, self.config, seed=seed)
+        self.total = total_count(self.network)
+        if self.budget > self.total:
+            warnings.warn(
+                f"the budget of {self.budget} ReLUs exceeds the {self.total} that the network has: "
+                "nothing will be replaced",
+                stacklevel=2,
+            )
+        if positions is not None:
+            set_positions(self.network, positions)
+
+    def fit(
+        self,
+        train: Indexable,
+        validation: Indexable | None,
+        replacement: FitConfig,
+        finetuning: FitConfig | None = None,
+        *,
+        score_learning_rate: float | None = None,
+        checkpoint: Path | None = None,
+        callbacks: Sequence[Callback] = (),
+    ) -> History:
+        """Run both phases; the result is :attr:`network`.
+
+        Args:
+            train: training split.
+            validation: chooses among the ends of epochs that meet the budget; None keeps the last.
+            replacement: of the first phase (paper: Adam, 0.001 to 1e-5 by cosine, 200 epochs of batch 128).
+            finetuning: of the second; by default one epoch at a tenth of the learning rate if ReLUs had to be
+                dropped after the first, else none.
+            score_learning_rate: constant rate of the scores; by default that of ``replacement``. Runs of few
+                steps need 5 to 20 times more, since a score has to fall from 0.5 on average.
+            checkpoint: folder to resume from and to write to.
+            callbacks: of :func:`tradeoff.nn.fit.fit`.
+
+        Returns:
+            The history of both phases; each epoch has ``relu_count``, ``density``, ``flips``.
+
+        Raises:
+            PolynomialDivergence: values became infinite or NaN.
+        """
+        if self.budget >= self.total:
+            return History()
+        if checkpoint is not None:
+            checkpoint.mkdir(parents=True, exist_ok=True)
+        best = _KeepBest(self.network, self.budget, checkpoint and checkpoint / "best.safetensors")
+        callbacks = [_Record(self.network), best, *callbacks]
+        history = History()
+        if any(site.selecting for site in sites(self.network).values()):
+            history = self._phase(
+                train,
+                validation,
+                replacement,
+                callbacks,
+                checkpoint and checkpoint / "replacement.safetensors",
+                score_learning_rate,
+            )
+            dropped = self.project()
+            if finetuning is None and dropped:
+                finetuning = _one_epoch_more(replacement)
+        elif finetuning is None:
+            finetuning = replacement
+        freeze(self.network)
+        if finetuning is not None:
+            path = checkpoint and checkpoint / "finetuning.safetensors"
+            history.epochs += self._phase(train, validation, finetuning, callbacks, path).epochs
+        best.restore()
+        freeze(self.network)
+        return history
+
+    def _phase(
+        self,
+        train: Indexable,
+        validation: Indexable | None,
+        config: FitConfig,
+        callbacks: Sequence[Callback],
+        checkpoint: Path | None,
+        score_learning_rate: float | None = None,
+    ) -> History:
+        return fit(
+            self.network,
+            train,
+            validation,
+            config,
+            loss=self.loss,
+            parameter_groups=self._parameter_groups(config, score_learning_rate),
+            callbacks=callbacks,
+            checkpoint=checkpoint,
+        )
+
+    def _parameter_groups(self, config: FitConfig, score_learning_rate: float | None) -> list[dict[str, Any]]:
+        """Scores and coefficients without weight decay; the rest follows the configuration."""
+        found = sites(self.network).values()
+        scores = [site.gate.scores for site in found if site.selecting]
+        coefficients = [site.coefficients for site in found if site.coefficients.requires_grad]
+        groups: list[dict[str, Any]] = []
+        if scores:
+            rate = score_learning_rate or config.learning_rate
+            groups.append(
+                {"params": scores, "learning_rate": rate, "schedule": "constant", "weight_decay": 0.0}
+            )
+        if coefficients:
+            groups.append({"params": coefficients, "weight_decay": 0.0})
+        return groups
+
+    def loss(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the objective of the class's docstring for one batch."""
+        outputs = model(inputs)
+        total = functional.cross_entropy(outputs, targets)
+        if self.teacher is not None:
+            with torch.no_grad():
+                expected = self.teacher(inputs)
+            total = total + distillation(outputs, expected, self.temperature)
+        if any(site.selecting for site in sites(self.network).values()):
+            total = total + self.penalty * over_budget(density(self.network), self.budget / self.total)
+        if not torch.isfinite(total):
+            raise locate_divergence(self.network, inputs)
+        return total
+
+    def project(self) -> int:
+        """Drop the kept ReLUs of smallest score that exceed the budget, with a warning; return how many."""
+        dropped = project(self.network, self.budget)
+        if dropped:
+            warnings.warn(
+                f"the replacement phase ended {dropped} ReLUs above the budget of {self.budget}; those of "
+                "smallest score were dropped (more steps or a larger penalty would let training choose)",
+                stacklevel=3,
+            )
+        return dropped
+
+    def finalize(self) -> nn.Module:
+        """Return the compressed network of plain modules, in evaluation mode; the budget holds."""
+        if self.budget < self.total:
+            project(self.network, self.budget)
+        return finalize(self.network).eval()
+
+    def relu_count(self) -> int:
+        """Return the ReLUs per image that are left."""
+        return relu_count(self.network)
+
+    def relu_table(self) -> list[SiteCount]:
+        """Return ReLUs kept and in total per site."""
+        return relu_table(self.network, self.input_shape)
+
+    def excess_flips(self) -> int:
+        """Return changes of the masks beyond those that their final state needs."""
+        return excess_flips(self.network)
+
+
+def check_budget(budget: int) -> int:
+    if isinstance(budget, bool) or not isinstance(budget, int):
+        raise ValueError(f"the budget is a number of ReLUs per image, not {budget!r}")
+    if budget < 0:
+        raise ValueError(f"the budget must not be negative, got {budget}")
+    return budget
+
+
+def frozen_copy(model: nn.Module) -> nn.Module:
+    """Return a copy in evaluation mode without gradients, to distill from."""
+    return copy.deepcopy(model).eval().requires_grad_(False)
+
+
+def _one_epoch_more(config: FitConfig) -> FitConfig:
+    return config.model_copy(update={"epochs": 1, "steps": None, "learning_rate": config.learning_rate / 10})
+
+
+@torch.no_grad()
+def locate_divergence(model: nn.Module, inputs: Tensor) -> PolynomialDivergence:
+    """Return the error that names the first activation whose output is not finite for ``inputs``."""
+    found: list[PolynomialDivergence] = []
+
+    def inspect(site: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        assert isinstance(site, ReplaceableReLU)
+        broken = ~torch.isfinite(output.transpose(0, 1).flatten(1)).all(1)
+        if not found and bool(broken.any()):
+            channel = int(torch.nonzero(broken)[0])
+            coefficients = site.effective_coefficients()
+            c2 = float(coefficients[2, channel]) if len(coefficients) > 2 else 0.0
+            found.append(PolynomialDivergence(site.site, channel, float(site.statistics.std[channel]), c2))
+
+    handles = [site.register_forward_hook(inspect) for site in sites(model).values()]
+    training = model.training
+    try:
+        model.eval()(inputs)
+    finally:
+        model.train(training)
+        for handle in handles:
+            handle.remove()
+    return found[0] if found else PolynomialDivergence("the outputs", 0, float("nan"), float("nan"))
+
+
+class _Record(Callback):
+    """Adds counts and flips to each epoch of the history."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+
+    def on_epoch_end(self, state: FitState) -> None:
+        kept = relu_count(self.network)
+        state.logs["relu_count"] = kept
+        state.logs["density"] = kept / total_count(self.network)
+        state.logs["flips"] = sum(int(site.flips) for site in sites(self.network).values())
+
+
+class _KeepBest(Callback):
+    """Remembers the epoch of best validation accuracy among those that meet the budget."""
+
+    def __init__(self, network: nn.Module, budget: int, file: Path | None) -> None:
+        self.network, self.budget, self.file = network, budget, file
+        self.accuracy = -1.0
+        self.weights: dict[str, Tensor] | None = None
+        if file is not None and file.exists():
+            self.weights, progress = load_checkpoint(file)
+            self.accuracy = progress["accuracy"]
+
+    def on_epoch_end(self, state: FitState) -> None:
+        accuracy = state.logs.get("validation_accuracy", -1.0)
+        if accuracy <= self.accuracy or relu_count(self.network) > self.budget:
+            return
+        self.accuracy = accuracy
+        self.weights = {k: v.detach().cpu().clone() for k, v in self.network.state_dict().items()}
+        if self.file is not None:
+            save_checkpoint(self.file, self.weights, {"accuracy": accuracy})
+
+    def restore(self) -> None:
+        if self.weights is not None:
+            self.network.load_state_dict(self.weights)
