@@ -15,8 +15,10 @@
 #endif
 #if defined(__GNUC__)
 #define TRADEOFF_INLINE inline __attribute__((always_inline))
+#define TRADEOFF_LAMBDA_INLINE __attribute__((always_inline))
 #else
 #define TRADEOFF_INLINE inline
+#define TRADEOFF_LAMBDA_INLINE
 #endif
 
 namespace tradeoff {

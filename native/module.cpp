@@ -6,5 +6,8 @@
 NB_MODULE(_native, m) {
     m.doc() = "Native kernels of tradeoff";
     register_tun_relay(m);
+    register_ring(m);
+    register_bits(m);
+    register_elementwise(m);
     m.def("instruction_set", &tradeoff::isa_name, "The instruction set in use: avx512, avx2 or portable");
 }

@@ -4,3 +4,6 @@
 #include <nanobind/nanobind.h>
 
 void register_tun_relay(nanobind::module_& m);
+void register_ring(nanobind::module_& m);
+void register_bits(nanobind::module_& m);
+void register_elementwise(nanobind::module_& m);

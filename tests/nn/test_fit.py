@@ -184,9 +184,9 @@ def test_mixed_precision_on_cpu_and_back(digits):
     again = network()
     fit(again, digits.train, None, FitConfig(epochs=1))
     assert torch.equal(plain[5].weight, again[5].weight)
-    assert torch.equal(
-        mixed(digits.test.x[:5]), nn.Sequential(*mixed.children())(digits.test.x[:5])
-    )  # forward is its own again
+    mixed.eval()
+    x = digits.test.x[:5]
+    assert torch.equal(mixed(x), nn.Sequential(*mixed.children())(x))  # forward is its own again
 
 
 def test_own_loss_and_stop(digits):

@@ -36,7 +36,7 @@ class Context:
 
     Attributes:
         seed: the trial's seed.
-        device: ``cpu``, ``cuda`` or another torch device.
+        requested_device: a torch device, or ``auto``; see :attr:`device`.
         work: this trial's folder for artifacts and checkpoints. After an interruption it still holds what the
             first attempt left, so that training can resume.
         cache_root: where :meth:`cache` keeps its folders.
@@ -45,11 +45,21 @@ class Context:
     """
 
     seed: int
-    device: str
+    requested_device: str
     work: Path
     cache_root: Path
     log: logging.Logger
     report: Callable[[str, float, float | None], None] = lambda description, done, total: None
+
+    @cached_property
+    def device(self) -> str:
+        """The torch device to work on: the requested one, else the first accelerator, else ``cpu``."""
+        if self.requested_device != "auto":
+            return self.requested_device
+        import torch
+
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        return accelerator.type if accelerator else "cpu"
 
     @cached_property
     def generator(self) -> "numpy.random.Generator":
@@ -70,6 +80,10 @@ class Context:
             The complete folder. Do not write into it.
         """
         return cached_folder(self.cache_root, key, build)
+
+    def artifact(self, path: Path) -> str:
+        """How an outcome names a file or folder inside :attr:`work`: its path relative to the run folder."""
+        return path.relative_to(self.work.parents[1]).as_posix()
 
     @contextmanager
     def progress(self, total: float | None, description: str) -> Iterator[Progress]:

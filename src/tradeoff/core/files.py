@@ -85,18 +85,26 @@ def parse_json(data: bytes, source: str) -> Any:
         raise StoreError(f"{source}: not valid JSON ({error})") from None
 
 
+def read_bounded(path: Path) -> bytes:
+    """Read a file up to :data:`JSON_LIMIT` bytes, and one more of a larger one for the parser to refuse.
+
+    Raises:
+        StoreError: the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return file.read(JSON_LIMIT + 1)
+    except OSError as error:
+        raise StoreError(f"cannot read {path}: {error.strerror or error}") from error
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file with :func:`parse_json`'s bounds.
 
     Raises:
         StoreError: the file cannot be read, or is not the JSON that :func:`parse_json` accepts.
     """
-    try:
-        with path.open("rb") as file:
-            data = file.read(JSON_LIMIT + 1)
-    except OSError as error:
-        raise StoreError(f"cannot read {path}: {error.strerror or error}") from error
-    return parse_json(data, str(path))
+    return parse_json(read_bounded(path), str(path))
 
 
 def _refuse(name: str) -> float:

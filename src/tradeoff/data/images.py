@@ -6,14 +6,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tradeoff.core.errors import DataError
-from tradeoff.data import digits
+from tradeoff.data import cifar, digits, fashion, imagenet
+from tradeoff.data.folders import FolderSplit, load_folder
 from tradeoff.data.splits import ImageData, Split
 
-__all__ = ["LOADERS", "ImageData", "Split", "load"]
+__all__ = ["LOADERS", "FolderSplit", "ImageData", "Split", "load"]
 
 LOADERS: dict[str, Callable[[Path | None], ImageData]] = {
     "digits": lambda root: digits.digits(),
     "digit-pairs": lambda root: digits.digit_pairs(),
+    "fashion-mnist": fashion.load,
+    "cifar10": cifar.loader(cifar.CIFAR10),
+    "cifar100": cifar.loader(cifar.CIFAR100),
+    "tiny-imagenet": imagenet.load_tiny_imagenet,
+    "imagenet": imagenet.load_imagenet,
 }
 """Name -> loader, which is given the local root where there is one."""
 
@@ -28,10 +34,14 @@ def load(name: str, root: Path | str | None = None) -> ImageData:
     Raises:
         DataError: the name is unknown, or the data is absent or malformed; the message says what to do.
     """
-    local = Path(root or os.environ["TRADEOFF_DATA"]) if root or os.environ.get("TRADEOFF_DATA") else None
+    root = root or os.environ.get("TRADEOFF_DATA") or None
+    local = Path(root) if root is not None else None
     if name in LOADERS:
         return LOADERS[name](local)
+    if Path(name).is_dir():
+        return load_folder(Path(name))
     nearest = difflib.get_close_matches(name, LOADERS, n=1, cutoff=0.0)[0]
     raise DataError(
-        f"no data set or folder {name!r}; did you mean {nearest!r}? There are: {', '.join(LOADERS)}"
+        f"no data set or folder {name!r}; did you mean {nearest!r}? There are: {', '.join(LOADERS)}, "
+        "and any folder with one subfolder of images per class"
     )

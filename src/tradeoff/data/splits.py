@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -36,6 +37,22 @@ class Split:
         return Split(self.x[:count], self.y[:count])
 
 
+class ImageSplit(Protocol):
+    """What every split offers, in memory or not; a large one refuses ``x`` and is read by index."""
+
+    @property
+    def x(self) -> Tensor: ...
+
+    @property
+    def y(self) -> Tensor: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: "Tensor | slice | list[int]", /) -> tuple[Tensor, Tensor]: ...
+
+    def take(self, count: int) -> Split: ...
+
+
 @dataclass(frozen=True)
 class ImageData:
     """One data set.
@@ -48,9 +65,9 @@ class ImageData:
         class_names: where the source has them.
     """
 
-    train: Split
-    validation: Split
-    test: Split
+    train: ImageSplit
+    validation: ImageSplit
+    test: ImageSplit
     num_classes: int
     input_shape: tuple[int, int, int]
     name: str

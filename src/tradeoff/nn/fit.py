@@ -193,7 +193,8 @@ def fit(
     """Train ``model`` in place where it lives (its device), or on each process's device under a launcher.
 
     Args:
-        train: split, ``TensorDataset``, or anything that gives ``(inputs, targets)`` for an index tensor.
+        train: split, ``TensorDataset``, or anything that gives ``(inputs, targets)`` for an index tensor. A
+            split with a method ``augmented(positions, seed)`` is read through it.
         validation: measured at the end of epochs; None to skip.
         loss: ``loss(model, inputs, targets)`` gives a scalar; cross-entropy when not given. Call the
             model that is passed, not one captured from outside, or processes do not share gradients.
@@ -231,7 +232,7 @@ def evaluate(
     positions = torch.arange(rank, len(split), processes)
     correct = torch.zeros((), dtype=torch.int64, device=device)
     try:
-        for inputs, targets in _loader(split, list(torch.split(positions, batch_size)), workers):
+        for inputs, targets in _loader(split, torch.split(positions, batch_size), workers):
             outputs = model(inputs.to(device, non_blocking=True))
             correct += (outputs.argmax(1) == targets.to(device, non_blocking=True)).sum()
     finally:
@@ -304,7 +305,8 @@ class _Fit:
         last = min(state.steps_per_epoch, first + state.total_steps - state.step)
         self.wrapped.train()
         started = time.monotonic()
-        for inputs, targets in _loader(self.train, self._order()[first:last], config.workers):
+        seeds = [self._seed(step) for step in range(state.step, state.step + last - first)]
+        for inputs, targets in _loader(self.train, self._order()[first:last], config.workers, seeds):
             self._step(inputs, targets)
             if state.stop:
                 break
@@ -337,8 +339,9 @@ class _Fit:
 
     def _step(self, inputs: Tensor, targets: Tensor) -> None:
         state, config = self.state, self.config
-        generator = torch.Generator().manual_seed(_mix(config.seed, state.step))
-        torch.manual_seed(_mix(config.seed, state.step, 1 + self.accelerator.process_index))
+        seed = self._seed(state.step)
+        torch.manual_seed(seed)
+        generator = torch.Generator().manual_seed(_mix(seed))
         inputs = inputs.to(state.device, non_blocking=True)
         inputs = crop_and_flip(inputs, config.crop_padding, config.flip, generator)
         if config.channels_last:
@@ -365,6 +368,10 @@ class _Fit:
         self.epoch_loss += state.loss
         for callback in self.callbacks:
             callback.on_step_end(state)
+
+    def _seed(self, step: int) -> int:
+        """Of all that is random in a step of this process."""
+        return _mix(self.config.seed, step, 1 + self.accelerator.process_index)
 
     def _order(self) -> list[Tensor]:
         """Positions of this process's part of each batch of the epoch."""
@@ -519,29 +526,52 @@ def _learning_rate(group: Mapping[str, Any], config: FitConfig, step: int, total
     return float(base + (final - base) * (step - warmup) / (total - warmup))
 
 
+class _Batches(Dataset[tuple[Tensor, Tensor]]):
+    """One item a batch; the split augments by itself where it can and seeds are given."""
+
+    def __init__(
+        self, split: Indexable | TensorDataset, positions: Sequence[Tensor], seeds: Sequence[int] | None
+    ) -> None:
+        self.split, self.positions, self.seeds = split, positions, seeds
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, batch: int) -> tuple[Tensor, Tensor]:
+        augmented = getattr(self.split, "augmented", None)
+        if augmented is not None and self.seeds is not None:
+            inputs, targets = augmented(self.positions[batch], self.seeds[batch])
+        else:
+            inputs, targets = self.split[cast(Any, self.positions[batch])]
+        return inputs, targets
+
+
 def _loader(
-    split: Indexable | TensorDataset, batches: list[Tensor], workers: int
+    split: Indexable | TensorDataset,
+    positions: Sequence[Tensor],
+    workers: int,
+    seeds: Sequence[int] | None = None,
 ) -> DataLoader[tuple[Tensor, Tensor]]:
-    """Batches of ``split`` at the given positions, read by ``workers`` processes when > 0."""
     return DataLoader(
-        cast("Dataset[Any]", split),
-        sampler=cast(Any, batches),
+        _Batches(split, positions, seeds),
         batch_size=None,
         num_workers=workers,
         pin_memory=workers > 0 and torch.cuda.is_available(),
+        generator=torch.Generator(),  # else it would draw from the global one
     )
 
 
 def _accelerator(model: nn.Module, config: FitConfig) -> Accelerator:
     """Accelerate on the model's own device, or on the one that the launcher gave to this process."""
-    on_cpu = _processes() == 1 and _device_of(model).type == "cpu"
+    alone = _processes() == 1
+    device = _device_of(model).type
     precision = config.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    try:
-        return Accelerator(mixed_precision=precision, cpu=on_cpu)
-    except ValueError:
-        # Accelerate keeps one precision and device per process; this training asks for others.
-        AcceleratorState._reset_state(reset_partial_state=_processes() == 1)
-        return Accelerator(mixed_precision=precision, cpu=on_cpu)
+    if AcceleratorState._shared_state:
+        current = AcceleratorState()
+        if current.mixed_precision != precision or (alone and current.device.type != device):
+            # Accelerate keeps one precision and device per process; this training asks for others.
+            AcceleratorState._reset_state(reset_partial_state=alone)
+    return Accelerator(mixed_precision=precision, cpu=alone and device == "cpu")
 
 
 def _device_of(model: nn.Module) -> torch.device:

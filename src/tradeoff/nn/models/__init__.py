@@ -16,6 +16,10 @@ __all__ = ["ARCHITECTURES", "ArchMismatch", "build", "load_weights", "save_weigh
 ARCHITECTURES: dict[str, tuple[str, str]] = {
     "resnet18": ("resnet", "ResNet18"),
     "resnet20": ("resnet", "ResNet20"),
+    "wrn22_8": ("wide_resnet", "WideResNet22x8"),
+    "vgg16": ("vgg", "VGG16"),
+    "mobilenet_v2": ("mobilenet", "MobileNetV2"),
+    "efficientnet_b2": ("efficientnet", "EfficientNetB2"),
     "small_cnn": ("small", "SmallCNN"),
     "pair_cnn": ("small", "PairCNN"),
 }

@@ -67,6 +67,7 @@ class _Lowering:
         self.traced = traced
         self.operators: list[Operator] = []
         self.values: dict[fx.Node, str] = {}
+        self.shapes: dict[str, Shape] = {}
         self.output = ""
 
     def plan(self) -> Plan:
@@ -77,7 +78,8 @@ class _Lowering:
             name = "input" if "input" not in self.traced.labels.values() else self.traced.labels[node]
             self.values[node] = self._append(op.Input(name, (), self.traced.image_shape(node)))
         elif node.op == "output":
-            self.output = self.values[_node(node.args[0])]
+            result = _node(node.args[0])
+            self.output = _Call(self, result).value(result)
         elif self.traced.shapes[node] is None or node.op == "get_attr":
             return  # a size, or a parameter that a functional call reads
         elif node.op == "call_module":
@@ -97,6 +99,7 @@ class _Lowering:
 
     def _append(self, operator: Operator) -> str:
         self.operators.append(operator)
+        self.shapes[operator.name] = operator.shape
         return operator.name
 
 
@@ -140,7 +143,13 @@ class _Call:
         """Name of the operator that makes the value of an argument."""
         if not isinstance(node, fx.Node) or node not in self.lowering.values:
             raise self.unsupported("it reads a tensor that is not computed from the input")
-        return self.lowering.values[node]
+        name = self.lowering.values[node]
+        shape, viewed = self.lowering.shapes[name], self.lowering.traced.image_shape(node)
+        self.require(
+            shape == viewed,
+            f"reshaping {shape} to {viewed} is not supported, only flattening to a vector is",
+        )
+        return name
 
     @property
     def input(self) -> str:
@@ -451,14 +460,14 @@ def _same_value(call: _Call, module: Any = None) -> str:
 
 
 def _reshape(call: _Call, module: Any = None) -> str:
-    """Flatten, view, reshape, squeeze: a vector for each image, or no change."""
-    if call.shape == call.input_shape:
-        return call.input
-    call.require(
-        len(call.shape) == 1,
-        f"reshaping {call.input_shape} to {call.shape}; only flattening to a vector is supported",
-    )
-    return call.append(op.Flatten(call.name, (call.input,), call.shape))
+    """Flatten, view, reshape, squeeze: a vector for each image, or no change.
+
+    Another shape is left to the reader of the value: a further reshape may make a vector of it.
+    """
+    name = call.lowering.values[call.source]
+    if len(call.shape) != 1 or call.shape == call.lowering.shapes[name]:
+        return name
+    return call.append(op.Flatten(call.name, (name,), call.shape))
 
 
 def _add(call: _Call) -> str:
@@ -572,6 +581,7 @@ _FUNCTIONS: dict[Any, Callable[[_Call], str]] = {
     torch.flatten: _reshape,
     torch.reshape: _reshape,
     torch.squeeze: _reshape,
+    torch.unsqueeze: _reshape,
     torch.mean: _mean,
     torch.cat: _concatenate,
     torch.concat: _concatenate,
@@ -597,6 +607,8 @@ _METHODS: dict[str, Callable[[_Call], str]] = {
     "view": _reshape,
     "reshape": _reshape,
     "squeeze": _reshape,
+    "unsqueeze": _reshape,
+    "unflatten": _reshape,
     "contiguous": _same_value,
     "clone": _same_value,
     "mean": _mean,

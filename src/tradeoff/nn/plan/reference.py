@@ -197,7 +197,7 @@ def _concatenate(operator: op.Concatenate, *inputs: Floats) -> Floats:
 
 @_implements(op.Flatten)
 def _flatten(operator: op.Flatten, x: Floats) -> Floats:
-    return x.reshape(len(x), -1)
+    return x.reshape(len(x), *operator.shape)
 
 
 @_implements(op.ArgMax)

@@ -162,7 +162,8 @@ class _ShapeTracer(fx.Tracer):
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        if self._executing:
+        made_in_forward = self.submodule_paths is not None and m not in self.submodule_paths
+        if self._executing or made_in_forward:
             return forward(*args, **kwargs)
         try:
             return super().call_module(m, forward, args, kwargs)

@@ -1,0 +1,165 @@
+"""A study: a method run under a recipe, with its outcomes, claims and frontier."""
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from .claims import Claim, Finding, Verdict
+from .errors import MethodError
+from .executors import Executor, LocalExecutor, Monitor, Result, Status, Task
+from .frontier import frontier
+from .method import Method
+from .outcome import Outcomes
+from .recipe import Recipe
+from .store import RunFolder
+from .trial import Trial
+
+_POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Study:
+    """A method's outcomes under a recipe.
+
+    Attributes:
+        failures: results of the trials that failed in this run.
+        problems: lines about corrupt or foreign files in the run folder.
+        seconds: how long this run took.
+    """
+
+    method: Method[Any]
+    recipe: Recipe
+    folder: RunFolder
+    outcomes: Outcomes
+    failures: Sequence[Result] = ()
+    problems: Sequence[str] = ()
+    seconds: float = 0.0
+
+    @cached_property
+    def findings(self) -> list[tuple[Claim, Finding]]:
+        """Each claim of the method with what the outcomes say about it."""
+        return [(claim, claim.evaluate(self.outcomes)) for claim in self.method.claims]
+
+    @cached_property
+    def frontier(self) -> list[int]:
+        """Indices of the outcomes on the frontier of the card's two quantities."""
+        axes = self.method.card.frontier
+        return frontier(self.outcomes, axes.x, axes.y)
+
+    @property
+    def claims_fail(self) -> bool:
+        """Whether a claim was checked and failed."""
+        return any(finding.verdict is Verdict.FAILS for _, finding in self.findings)
+
+    def document(self) -> dict[str, Any]:
+        """The study as one JSON document, as ``tradeoff run --json`` prints it."""
+        return {
+            "method": self.method.card.name,
+            "recipe": self.recipe.model_dump(mode="json"),
+            "run": str(self.folder.path),
+            "seconds": round(self.seconds, 3),
+            "outcomes": [o.model_dump(mode="json", exclude={"provenance"}) for o in self.outcomes],
+            "claims": [
+                {"text": claim.text, "source": claim.source, **finding.model_dump(mode="json")}
+                for claim, finding in self.findings
+            ],
+            "frontier": self.frontier,
+        }
+
+
+def run_study(
+    method: Method[Any],
+    recipe: Recipe,
+    runs: Path = Path("runs"),
+    *,
+    executor: Executor | None = None,
+    device: str = "auto",
+    monitor: Monitor | None = None,
+) -> Study:
+    """Run the trials of a recipe whose outcomes are not stored yet.
+
+    Args:
+        method: what to study.
+        recipe: its recipe.
+        runs: the folder that holds all runs.
+        executor: where trials run; by default in worker processes.
+        device: a torch device, or ``auto`` for the first accelerator, else the processor.
+        monitor: hears about progress.
+
+    Returns:
+        The study, also where trials failed: see its ``failures``.
+
+    Raises:
+        StoreError: the run folder cannot be written.
+    """
+    begin = time.perf_counter()
+    monitor = monitor or Monitor()
+    executor = executor or LocalExecutor(workers=1 if method.timed else None)
+    folder = RunFolder.create(runs, method.card.name, recipe)
+    trials = _trials(method, recipe)
+    for problem in folder.scan()[1]:
+        monitor.logged(None, logging.WARNING, f"ignored {problem}")
+
+    failures: list[Result] = []
+    pending = [trial for trial in trials if folder.load(trial) is None]
+    while pending:
+        tasks = [Task(method, recipe, trial, folder, runs.absolute() / ".cache", device) for trial in pending]
+        busy = []
+        for result in executor.run(tasks, monitor):
+            if result.status is Status.BUSY:
+                busy.append(result.trial)
+            else:
+                monitor.finished(result)
+            if result.status is Status.FAILED:
+                failures.append(result)
+        pending = _wait_for_others(folder, busy, monitor)
+        for trial in set(busy) - set(pending):
+            monitor.finished(Result(trial, Status.DONE))
+    return _collect(method, recipe, folder, failures, time.perf_counter() - begin)
+
+
+def load_study(folder: RunFolder, method: Method[Any]) -> Study:
+    """The study that a run folder holds, with whatever trials are stored.
+
+    Raises:
+        StoreError: the folder's header is damaged.
+        RecipeError: its recipe is not one of the method any more.
+    """
+    _, values = folder.header
+    return _collect(method, method.Recipe(**values), folder, [], 0.0)
+
+
+def _collect(
+    method: Method[Any], recipe: Recipe, folder: RunFolder, failures: Sequence[Result], seconds: float
+) -> Study:
+    stored, problems = folder.scan()
+    outcomes = Outcomes(stored[t.key] for t in _trials(method, recipe) if t.key in stored)
+    return Study(method, recipe, folder, outcomes, failures, problems, seconds)
+
+
+def _trials(method: Method[Any], recipe: Recipe) -> list[Trial]:
+    trials = list(method.trials(recipe))
+    if len({trial.key for trial in trials}) != len(trials):
+        raise MethodError(f"{method.card.name} lists the same trial twice")
+    return trials
+
+
+def _wait_for_others(folder: RunFolder, busy: Sequence[Trial], monitor: Monitor) -> list[Trial]:
+    """Wait until a trial that another process holds is stored or free; gives those that are free."""
+    told = False
+    while busy:
+        held = folder.held(busy)
+        free = [trial for trial in busy if trial not in held and folder.load(trial) is None]
+        if free or not held:
+            return free + list(held)
+        if not told:
+            told = True
+            for trial, holder in held.items():
+                where = f"process {holder.pid} on {holder.host}"
+                monitor.logged(trial, logging.INFO, f"{where} is running this trial; waiting for it")
+        time.sleep(_POLL_SECONDS)
+    return []

@@ -1,0 +1,56 @@
+"""What an inference will cost, from the same description of its messages that executes it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+from tradeoff.engines.transport import LinkShaper, profile
+from tradeoff.engines.two_party.meter import Report, Row
+from tradeoff.engines.two_party.prg import SEED_BYTES
+from tradeoff.engines.two_party.program import Program
+from tradeoff.engines.two_party.protocol import traffic
+from tradeoff.engines.two_party.steps import Reveal, Step
+
+
+@dataclass(frozen=True)
+class Cost(Report):
+    """A predicted :class:`Report` (its times are zero) with the time that the link alone will take.
+
+    Attributes:
+        link_seconds: rounds and bytes on the link, no computing: k rounds cost k one-way delays.
+    """
+
+    link_seconds: float = 0.0
+
+
+def cost(program: Program, batch: int = 1, net: str | LinkShaper = "loopback", *, party: int = 1) -> Cost:
+    """Predict rounds and bytes of one inference, to the byte, without running it.
+
+    Args:
+        batch: images an inference.
+        net: link profile for ``link_seconds``.
+        party: whose point of view: 0 (model owner) or 1 (data owner).
+    """
+    if party not in (0, 1):
+        raise ValueError(f"the party is 0 or 1, not {party}")
+    rows = tuple(_row(program, step, batch, party) for step in program.steps)
+    static = sum(
+        prod(shape) * program.ring.nbytes for step in program.steps for shape in step.static_shapes.values()
+    )
+    setup = Row("setup", "setup", 1, SEED_BYTES + static, SEED_BYTES + static)
+    link = profile(net)
+    total = Report(rows, setup).total
+    seconds = link.seconds(total.rounds, max(total.sent, total.received))
+    return Cost(rows, setup, party, batch, link=link.name, link_seconds=seconds)
+
+
+def _row(program: Program, step: Step, batch: int, party: int) -> Row:
+    if isinstance(step, Reveal):
+        payload = step.payload(batch)
+        receivers = {"client": (1,), "server": (0,), "both": (0, 1)}[program.options.reveal_to]
+        sent = payload if 1 - party in receivers else 0
+        return Row(step.name, step.kind, 1, sent, payload if party in receivers else 0)
+    counted = traffic(step.groups(batch))
+    offline = counted.offline if party == 1 else 0
+    return Row(step.name, step.kind, counted.rounds, counted.sent, counted.received, offline)

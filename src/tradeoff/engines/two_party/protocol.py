@@ -1,0 +1,119 @@
+"""How protocols are written and driven.
+
+A protocol is a generator: it yields the message that this party opens in a round and is resumed with the
+peer's.
+
+>>> def square(rank, x, m):              # doctest: +SKIP
+...     e = x - m["a"]
+...     e += yield e
+...     ...
+
+Both parties run the same code, and the two messages of a round cross on the wire, so a round costs one
+one-way delay. :func:`lockstep` drives several protocols at once: their messages of a round travel together,
+which is how large tensors are cut into chunks (the next chunk computes while the last one's message travels)
+and how a polynomial rides in the rounds of a comparison.
+"""
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from typing import Protocol as Interface
+
+from tradeoff.core.errors import EngineError
+from tradeoff.engines.two_party.correlations import Correlation
+from tradeoff.engines.two_party.sharing import Share
+
+Rounds = Generator[Share, Share, Share]
+"""A running protocol: yields own messages, receives the peer's, returns this party's share of the result."""
+
+Lane = tuple[Correlation, ...]
+"""Correlations that one protocol consumes, in order."""
+
+Group = tuple[Lane, ...]
+"""Lanes that run in lockstep."""
+
+CHUNK = 1 << 17
+"""Elements of one chunk: its arrays stay in the second-level cache."""
+
+IN_FLIGHT = 16
+"""Chunks that run in lockstep; 2^21 elements share their rounds."""
+
+
+class Channel(Interface):
+    """The link to the other computing party."""
+
+    def send(self, message: Share) -> None: ...
+
+    def receive(self, like: Share) -> Share:
+        """The peer's message, which must have the type and shape of ``like``."""
+        ...
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What one party sends, in payload bytes, and the rounds it takes."""
+
+    rounds: int = 0
+    sent: int = 0
+    received: int = 0
+    offline: int = 0
+
+    def __add__(self, other: "Traffic") -> "Traffic":
+        return Traffic(
+            self.rounds + other.rounds,
+            self.sent + other.sent,
+            self.received + other.received,
+            self.offline + other.offline,
+        )
+
+
+def traffic(groups: Sequence[Group]) -> Traffic:
+    """What groups of lanes cost; the same description drives the dealer and the protocols themselves."""
+    total = Traffic()
+    for group in groups:
+        lanes = [[size for correlation in lane for size in correlation.openings] for lane in group]
+        payload = sum(map(sum, lanes))
+        offline = sum(correlation.correction_bytes for lane in group for correlation in lane)
+        total += Traffic(max(map(len, lanes), default=0), payload, payload, offline)
+    return total
+
+
+def lockstep(
+    channel: Channel, group: Group, protocols: Sequence[Rounds], mark: Callable[[], None] = lambda: None
+) -> list[Share]:
+    """Run protocols side by side, one round of all of them at a time; returns their results.
+
+    Args:
+        mark: called once a round.
+
+    Each message is checked against what its lane declares, so that the predicted cost cannot drift from the
+    code.
+    """
+    expected = [iter([size for correlation in lane for size in correlation.openings]) for lane in group]
+    results: dict[int, Share] = {}
+    sent: dict[int, Share] = {}
+
+    def advance(index: int, reply: Share | None) -> None:
+        try:
+            message = protocols[index].send(reply) if reply is not None else next(protocols[index])
+        except StopIteration as stop:
+            results[index] = stop.value
+            sent.pop(index, None)
+            return
+        if message.nbytes != next(expected[index], None):
+            raise EngineError(f"a message of {message.nbytes} bytes is not what its protocol declares")
+        channel.send(message)
+        sent[index] = message
+
+    for index in range(len(protocols)):
+        advance(index, None)
+    while sent:
+        mark()
+        for index in list(sent):
+            advance(index, channel.receive(sent[index]))
+    return [results[index] for index in range(len(protocols))]
+
+
+def chunks(count: int) -> list[list[slice]]:
+    """Slices of a flat tensor, in windows of chunks that are in flight together."""
+    slices = [slice(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
+    return [slices[i : i + IN_FLIGHT] for i in range(0, len(slices), IN_FLIGHT)]

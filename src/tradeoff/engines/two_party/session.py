@@ -1,0 +1,471 @@
+"""Sessions: two computing parties and a dealer, started here as processes (or, for tests, threads).
+
+For parties on hosts of their own see :mod:`tradeoff.engines.two_party.commands`.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tradeoff.core.errors import EngineError
+from tradeoff.engines.transport import Endpoint, LinkShaper, LocalCluster, SimNet, profile
+from tradeoff.engines.two_party.meter import Report, Row, measured_row
+from tradeoff.engines.two_party.offline import DEALER, Source, dealt_source, insecure_source, run_dealer
+from tradeoff.engines.two_party.party import CLIENT, SERVER, SETUP, Evaluator, announce_batch, learn_batch
+from tradeoff.engines.two_party.pool import open_pool
+from tradeoff.engines.two_party.program import Program, Receiver
+from tradeoff.nn.plan import Plan
+
+Offline = Literal["dealer", "file", "insecure-local"]
+_GRACE = 10.0
+
+
+class InsecureOffline(UserWarning):
+    """A computing party makes the correlated randomness, so nothing is hidden from it."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How close encrypted results are to the plaintext network's.
+
+    Attributes:
+        largest, mean: absolute difference of logits.
+        labels: fraction of images with the same label.
+        decided: the same among images whose two largest logits differ by more than ``gap``.
+        undecided: how many images are closer than that.
+    """
+
+    largest: float
+    mean: float
+    labels: float
+    decided: float
+    undecided: int
+    gap: float
+
+
+def agreement(
+    network: Plan | Program, x: NDArray[Any], outputs: NDArray[Any], *, gap: float = 2.0**-8
+) -> Agreement:
+    """Compare logits of an encrypted run with the float64 plaintext network.
+
+    Args:
+        network: the plan or program, with weights.
+        x: inputs (images, *input_shape).
+        outputs: what :meth:`Session.infer` gave, (images, classes).
+        gap: images whose two largest logits are closer than this may flip by rounding.
+    """
+    plan = network.plan if isinstance(network, Program) else network
+    expected = plan.evaluate(x)
+    outputs = np.asarray(outputs, np.float64)
+    if outputs.shape != expected.shape or expected.ndim != 2:
+        raise ValueError(f"logits have shape {expected.shape}, not {outputs.shape}")
+    difference = np.abs(outputs - expected)
+    same = outputs.argmax(axis=1) == expected.argmax(axis=1)
+    top = np.sort(expected, axis=1)
+    decided = top[:, -1] - top[:, -2] > gap if expected.shape[1] > 1 else np.ones(len(expected), bool)
+    return Agreement(
+        float(difference.max()),
+        float(difference.mean()),
+        float(same.mean()),
+        float(same[decided].mean()) if decided.any() else 1.0,
+        int((~decided).sum()),
+        gap,
+    )
+
+
+class Session:
+    """Runs programs between two parties; made by :meth:`local` or :meth:`simulated`.
+
+    Parties are started for the first inference of a program and batch size, and kept for the next ones: the
+    masked weights are opened once. Use it as a context manager, or call :meth:`close`.
+
+    Example::
+
+        with Session.local(net="wan") as session:
+            logits = session.infer(program, images)
+            print(session.report())
+    """
+
+    def __init__(
+        self,
+        start: Callable[[int, Callable[..., Any], list[tuple[Any, ...]], str], _Parties],
+        *,
+        offline: Offline,
+        pool: Path | None,
+        link: str,
+        emulator: str,
+    ) -> None:
+        if offline not in ("dealer", "file", "insecure-local"):
+            raise ValueError(f"offline is dealer, file or insecure-local, not {offline!r}")
+        if (offline == "file") != (pool is not None):
+            raise ValueError("a pool folder goes with offline='file'")
+        if offline == "insecure-local":
+            warnings.warn(
+                "party 1 deals to itself: this is for tests and protects nothing",
+                InsecureOffline,
+                stacklevel=3,
+            )
+        self._start = start
+        self._offline = offline
+        self._pool = pool
+        self._link = link
+        self._emulator = emulator
+        self._running: _Running | None = None
+        self._reports: dict[int, Report] = {}
+
+    @classmethod
+    def local(
+        cls,
+        offline: Offline = "dealer",
+        net: str | LinkShaper = "loopback",
+        *,
+        pool: Path | str | None = None,
+        tls: bool = False,
+        recv_timeout: float = 60.0,
+    ) -> Session:
+        """Parties as processes of this host, over TCP.
+
+        Args:
+            offline: ``dealer``: a third process; ``file``: a pool written before; ``insecure-local``: for
+                tests.
+            net: emulated link: ``loopback``, ``lan``, ``wan``, ``pasnet`` or a :class:`LinkShaper`.
+            pool: folder of the pool.
+            tls: also between processes of this host.
+            recv_timeout: seconds after which a silent peer is given up.
+        """
+        link = profile(net)
+
+        def start(
+            n: int, target: Callable[..., Any], per_party: list[tuple[Any, ...]], digest: str
+        ) -> _Parties:
+            cluster = LocalCluster(
+                n,
+                target,
+                per_party=per_party,
+                tls=tls,
+                link=link,
+                recv_timeout=recv_timeout,
+                program=digest,
+            )
+            cluster.start()
+            return cluster
+
+        emulator = "none" if link.start() is None else "in-process shaper"
+        folder = None if pool is None else Path(pool)
+        return cls(start, offline=offline, pool=folder, link=link.name, emulator=emulator)
+
+    @classmethod
+    def simulated(
+        cls,
+        offline: Offline = "dealer",
+        net: str | LinkShaper = "loopback",
+        *,
+        pool: Path | str | None = None,
+        recv_timeout: float = 60.0,
+        watch: Callable[[SimNet], None] | None = None,
+    ) -> Session:
+        """Parties as threads of this process: the same protocols and counts, but no isolation and no true
+        timing.
+
+        Args:
+            watch: called with every net before it runs, for tests that look at its traffic.
+        """
+        link = profile(net)
+
+        def start(
+            n: int, target: Callable[..., Any], per_party: list[tuple[Any, ...]], digest: str
+        ) -> _Parties:
+            sim = SimNet(n, link=link, recv_timeout=recv_timeout)
+            if watch is not None:
+                watch(sim)
+            return _Threads(sim, target, per_party)
+
+        folder = None if pool is None else Path(pool)
+        return cls(start, offline=offline, pool=folder, link=link.name, emulator="threads of one process")
+
+    def infer(
+        self,
+        program: Program,
+        x: NDArray[Any],
+        *,
+        reveal_to: Receiver = "client",
+        output: Literal["logits", "argmax"] = "logits",
+        batch: int | None = None,
+    ) -> NDArray[Any]:
+        """Run a network on inputs.
+
+        Args:
+            program: with weights.
+            x: inputs (images, *input_shape).
+            reveal_to: who gets the result; this call returns it whoever that is.
+            output: ``logits``, or ``argmax``: nothing but the label is revealed.
+            batch: images an inference; all at once by default. The last batch is filled up with zeros.
+
+        Returns:
+            float32 logits (images, classes), or int64 labels (images,).
+
+        Raises:
+            ValueError, FixedPointOverflow: the inputs do not fit.
+            PeerLost, PeerTimeout, RemoteFailure, OfflineExhausted, ...: the session failed; it is closed.
+        """
+        program = program.with_options(reveal_to=reveal_to, output=output)
+        x = program.check_input(x)
+        program.ring.encode(x, name="input")
+        size = len(x) if batch is None else batch
+        running = self._prepared(program, size)
+        reports: dict[int, Report] = {}
+        results = []
+        for start in range(0, len(x), size):
+            part = x[start : start + size]
+            filled = np.zeros((size, *x.shape[1:]))
+            filled[: len(part)] = part
+            answers = running.ask({SERVER: ("infer", None), CLIENT: ("infer", filled)})
+            result = answers[CLIENT][0] if reveal_to != "server" else answers[SERVER][0]
+            results.append(result[: len(part)])
+            for rank, (_, report) in answers.items():
+                report = self._labeled(report)
+                reports[rank] = reports[rank] + report if rank in reports else report
+        self._reports = reports
+        joined = np.concatenate(results)
+        is_label = program.steps[-1].frac == 0 and joined.ndim == 1
+        return joined.astype(np.int64 if is_label else np.float32)
+
+    def prepare(
+        self,
+        program: Program,
+        batch: int,
+        *,
+        reveal_to: Receiver = "client",
+        output: Literal["logits", "argmax"] = "logits",
+    ) -> float:
+        """Do the offline phase of one more inference now; returns its seconds.
+
+        The next :meth:`infer` with the same program, batch and options then runs with its material in memory.
+        """
+        running = self._prepared(program.with_options(reveal_to=reveal_to, output=output), batch)
+        began = time.perf_counter()
+        running.ask({SERVER: ("fetch", None), CLIENT: ("fetch", None)})
+        return time.perf_counter() - began
+
+    def report(self, party: int = CLIENT) -> Report:
+        """The cost of the last :meth:`infer`, operator by operator, as one party saw it.
+
+        Raises:
+            EngineError: nothing was inferred.
+        """
+        if party not in self._reports:
+            raise EngineError("no inference has been run in this session")
+        return self._reports[party]
+
+    @property
+    def pids(self) -> list[int]:
+        """Process ids of the running parties: model owner, data owner, dealer."""
+        parties = self._running.parties if self._running else None
+        return parties.pids if isinstance(parties, LocalCluster) else []
+
+    def close(self) -> None:
+        """End the parties."""
+        running, self._running = self._running, None
+        if running is not None:
+            running.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _labeled(self, report: Report) -> Report:
+        secure = self._offline != "insecure-local"
+        return replace(report, link=self._link, emulator=self._emulator, secure=secure)
+
+    def _prepared(self, program: Program, batch: int) -> _Running:
+        """The running parties of a program; others are ended."""
+        key = (program.digest, batch, id(program.plan))
+        if self._running is None or self._running.key != key or self._running.failed:
+            self.close()
+            self._running = _Running(key, program, batch, self._start, self._offline, self._pool)
+        return self._running
+
+
+class _Parties:
+    """What :class:`LocalCluster` and :class:`_Threads` have in common."""
+
+    def wait(self, timeout: float | None = None) -> list[Any]:
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        raise NotImplementedError
+
+
+class _Threads(_Parties):
+    """Parties of a :class:`SimNet` in the background."""
+
+    def __init__(self, net: SimNet, target: Callable[..., Any], per_party: list[tuple[Any, ...]]) -> None:
+        self._net = net
+        self._error: BaseException | None = None
+        self._results: list[Any] = []
+        self._thread = threading.Thread(target=self._run, args=(target, per_party), daemon=True)
+        self._thread.start()
+
+    def _run(self, target: Callable[..., Any], per_party: list[tuple[Any, ...]]) -> None:
+        try:
+            self._results = self._net.run(target, per_party=per_party)
+        except BaseException as error:  # noqa: BLE001 - carried to the caller of wait()
+            self._error = error
+
+    def wait(self, timeout: float | None = None) -> list[Any]:
+        self._thread.join(timeout)
+        if self._thread.is_alive():
+            raise TimeoutError("parties still run")
+        if self._error is not None:
+            raise self._error
+        return self._results
+
+    def stop(self) -> None:
+        self._thread.join(_GRACE)
+
+
+class _Running:
+    """The parties of one program, and the pipes through which they are told what to do."""
+
+    def __init__(
+        self,
+        key: tuple[str, int, int],
+        program: Program,
+        batch: int,
+        start: Callable[..., _Parties],
+        offline: Offline,
+        pool: Path | None,
+    ) -> None:
+        self.key = key
+        self.failed = False
+        self._folder = tempfile.TemporaryDirectory(prefix="tradeoff-session-")
+        folders = [Path(self._folder.name) / name for name in ("server", "client", "dealer")]
+        program.save(folders[SERVER])
+        for folder in folders[1:]:
+            program.public().save(folder)
+        n = 3 if offline == "dealer" else 2
+        pairs = [Pipe() for _ in range(2)]
+        self._pipes = [ours for ours, _ in pairs]
+        theirs: list[Connection | None] = [pair[1] for pair in pairs]
+        arguments = [
+            (pipe, folder, batch, offline, pool)
+            for pipe, folder in zip([*theirs, None], folders, strict=True)
+        ][:n]
+        try:
+            self.parties = start(n, serve_commands, arguments, program.digest)
+        except BaseException:
+            self._folder.cleanup()
+            raise
+        if isinstance(self.parties, LocalCluster):
+            for pipe in theirs:
+                assert pipe is not None
+                pipe.close()
+
+    def ask(self, commands: dict[int, tuple[str, Any]]) -> dict[int, Any]:
+        """Give both parties a command and wait for their answers.
+
+        Raises:
+            The root cause if one of them failed.
+        """
+        try:
+            for rank, command in commands.items():
+                self._pipes[rank].send(command)
+            return {rank: self._pipes[rank].recv() for rank in commands}
+        except (EOFError, OSError):
+            self.failed = True
+            self.parties.wait(_GRACE)
+            raise EngineError("a party ended before it answered") from None
+
+    def close(self) -> None:
+        for pipe in self._pipes:
+            pipe.close()
+        try:
+            if not self.failed:
+                self.parties.wait(_GRACE)
+        finally:
+            self.parties.stop()
+            self._folder.cleanup()
+
+
+def serve_commands(
+    net: Endpoint, pipe: Connection | None, folder: Path, batch: int, offline: Offline, pool: Path | None
+) -> None:
+    """One party of a local session: the dealer deals, the others do what they are told until the end."""
+    program = Program.load(folder)
+    if net.me == DEALER:
+        run_dealer(net, program)
+        return
+    assert pipe is not None
+    with pipe:
+        if net.me == CLIENT:
+            announce_batch(net, batch, dealer=offline == "dealer")
+        else:
+            learn_batch(net)
+        evaluator = Evaluator(net, program, batch, make_source(net, program, batch, offline, pool))
+        evaluator.prepare()
+        metered = Metered(evaluator)
+        while True:
+            try:
+                command, x = pipe.recv()
+            except EOFError:
+                break
+            if command == "infer":
+                pipe.send(metered.infer(x))
+            else:
+                evaluator.fetch()
+                pipe.send(None)
+        evaluator.finish()
+
+
+def make_source(net: Endpoint, program: Program, batch: int, offline: Offline, pool: Path | None) -> Source:
+    """A party's source of correlated randomness."""
+    if offline == "dealer":
+        return dealt_source(net)
+    if offline == "file":
+        assert pool is not None
+        return open_pool(net, program, batch, pool)
+    return insecure_source(net, program, batch)
+
+
+class Metered:
+    """An evaluator whose inferences come with a report."""
+
+    def __init__(self, evaluator: Evaluator) -> None:
+        self._evaluator = evaluator
+        self._first = True
+
+    def infer(self, x: NDArray[Any] | None) -> tuple[NDArray[np.float64] | None, Report]:
+        """One inference; the session's setup is in the report of the first."""
+        evaluator, net = self._evaluator, self._evaluator.net
+        setup = Row(SETUP, SETUP)
+        if self._first:
+            setup = measured_row(net.stats(), evaluator.clock.seconds, SETUP, SETUP, net.me)
+            self._first = False
+        before = net.stats()
+        evaluator.clock.seconds.clear()
+        result = evaluator.infer(x)
+        stats = net.stats() - before
+        rows = tuple(
+            measured_row(stats, evaluator.clock.seconds, step.name, step.kind, net.me)
+            for step in evaluator.program.steps
+        )
+        headers = stats.total(peer=1 - net.me, phase="online")
+        header_bytes = headers.header_sent + headers.header_received
+        return result, Report(rows, setup, net.me, evaluator.batch, header_bytes=header_bytes)
