@@ -166,12 +166,14 @@ def _part_folder(folder: Path, part: str) -> Path | None:
 
 def class_folders(folder: Path) -> list[str]:
     """Names of the class folders, sorted: a class's label is its position."""
-    classes = sorted(
-        path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")
-    )
+    classes = _visible_folders(folder)
     if len(classes) < 2:
         raise DataError(f"{folder} has {len(classes)} subfolders; expected one per class, at least 2")
     return classes
+
+
+def _visible_folders(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
 
 
 def list_images(folder: Path, classes: Sequence[str], inner: str = "") -> tuple[list[Path], np.ndarray]:
@@ -180,7 +182,7 @@ def list_images(folder: Path, classes: Sequence[str], inner: str = "") -> tuple[
     Raises:
         DataError: a class has no image, or the folder holds a class that is not listed.
     """
-    foreign = {path.name for path in folder.iterdir() if path.is_dir()} - set(classes)
+    foreign = set(_visible_folders(folder)) - set(classes)
     if foreign:
         raise DataError(f"{folder} has class folders that training has not: {', '.join(sorted(foreign)[:5])}")
     paths: list[Path] = []

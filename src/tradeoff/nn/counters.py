@@ -156,11 +156,11 @@ class _Tally:
     calls: int = 0
 
 
-class _Watch(TorchDispatchMode):
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Attributes each operator that runs to the innermost module that is running."""
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.model = model
         self.names = {module: name for name, module in model.named_modules()}
         self.kept = {module: _declared_relus(module) for module in self.names}
