@@ -76,7 +76,7 @@ class Config:
         tls: certificates; None talks in the clear and needs ``insecure``.
         insecure: allow that, between loopback addresses or inside ``test_namespace``.
         test_namespace: name of the network namespace declared to be a test's, in which this process runs;
-            ``{me}`` stands for the party's id.
+            ``{me}`` stands for the party's id. One without a name is ``net:[INODE]``.
         link: emulated link to every peer; links: to single peers, by id.
         connect_timeout, recv_timeout, send_timeout, ping_interval, close_timeout: seconds.
         max_message, send_queue, recv_queue: bytes.
@@ -276,6 +276,19 @@ def _inside_namespace(name: str | None, me: int) -> bool:
     name = name.replace("{me}", str(me))
     try:
         own = os.stat("/proc/self/ns/net").st_ino
-        return own == (_NAMESPACES / name).stat().st_ino and own != os.stat("/proc/1/ns/net").st_ino
+        declared = own if name == f"net:[{own}]" else (_NAMESPACES / name).stat().st_ino
+        return own == declared and own != _machine_namespace()
     except OSError:
         return False
+
+
+def _machine_namespace() -> int:
+    """The network namespace of the outermost ancestor that this process may look at; some hide process 1."""
+    process, namespace = os.getpid(), 0
+    while process:
+        try:
+            namespace = os.stat(f"/proc/{process}/ns/net").st_ino
+        except PermissionError:
+            break
+        process = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+    return namespace
