@@ -16,7 +16,7 @@ FORMATS = [FixedPoint(), FixedPoint(64, 13), FixedPoint(32, 8), FixedPoint(32, 1
 def test_defaults_and_limits() -> None:
     assert (FixedPoint().ring_bits, FixedPoint().fraction_bits) == (64, 16)
     assert FixedPoint().limit() == 2.0**46
-    assert FixedPoint().limit(2) == 2.0**30
+    assert FixedPoint().limit(32) == 2.0**30
     assert FixedPoint(32, 8).limit() == 2.0**22
     assert FixedPoint(32, 8).dtype == np.uint32
 
@@ -48,8 +48,10 @@ def test_halves_round_to_even() -> None:
 
 @pytest.mark.parametrize("fixed", FORMATS)
 def test_bias_scale(fixed: FixedPoint) -> None:
-    assert int(fixed.encode(1.0, scales=2)) == 4**fixed.fraction_bits
-    assert fixed.decode(fixed.encode([-0.25, 1.0], scales=2), scales=2).tolist() == [-0.25, 1.0]
+    double = 2 * fixed.fraction_bits
+    assert int(fixed.encode(1.0, fraction_bits=double)) == 1 << double
+    encoded = fixed.encode([-0.25, 1.0], fraction_bits=double)
+    assert fixed.decode(encoded, fraction_bits=double).tolist() == [-0.25, 1.0]
 
 
 @pytest.mark.parametrize("fixed", FORMATS)

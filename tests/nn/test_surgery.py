@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tradeoff.nn.plan import UntraceableModel
-from tradeoff.nn.polynomial import Polynomial
+from tradeoff.nn import plan as op
+from tradeoff.nn.plan import UntraceableModel, trace
+from tradeoff.nn.polynomial import MaskedReLU, Polynomial
 from tradeoff.nn.surgery import (
     Site,
     activation_sites,
@@ -191,6 +192,22 @@ def test_state_moves_between_two_replacements(model: nn.Module) -> None:
     assert not torch.equal(first(x), second(x))
     second.load_state_dict(first.state_dict())
     assert torch.equal(first(x), second(x))
+
+
+def test_replaced_network_becomes_a_plan_with_the_same_names(model: nn.Module) -> None:
+    """The way of a compressed network: masks at some sites, polynomials at others, then a plan."""
+    sites = activation_sites(model, SHAPE)
+    coefficients = torch.full((3, 8), 0.25)
+    modules: dict[str, nn.Module] = {site.name: Polynomial(coefficients) for site in sites[::2]}
+    modules |= {site.name: MaskedReLU(torch.rand(site.shape) < 0.5, coefficients) for site in sites[1::2]}
+    replaced, x = replace_sites(model.eval(), modules, SHAPE), torch.randn(2, *SHAPE)
+    plan = trace(replaced, SHAPE)
+    kept = {operator.name: operator for operator in plan if isinstance(operator, op.MaskedReLU)}
+    assert list(kept) == NAMES[1::2]
+    assert plan.relu_count == sum(int(replaced.get_submodule(name).mask.sum()) for name in kept)
+    torch.testing.assert_close(
+        torch.from_numpy(plan.evaluate(x.numpy())).float(), replaced(x), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_unknown_site_is_refused_with_the_nearest_name(model: nn.Module) -> None:

@@ -80,17 +80,17 @@ class FixedPoint:
         """Integers in the ring stay below this in magnitude: 2^(L-2)."""
         return 1 << (self.ring_bits - 2)
 
-    def limit(self, scales: int = 1) -> float:
-        """Largest real magnitude (exclusive) at ``scales`` times the fractional bits."""
-        return float(self.bound) / 2.0 ** (scales * self.fraction_bits)
+    def limit(self, fraction_bits: int | None = None) -> float:
+        """Largest real magnitude (exclusive) at that many fractional bits, f by default."""
+        return float(np.ldexp(float(self.bound), -self._fraction(fraction_bits)))
 
-    def encode(self, x: Any, name: str = "value", *, scales: int = 1) -> Ring:
-        """round(x 2^(scales f)) mod 2^L, halves to even.
+    def encode(self, x: Any, name: str = "value", *, fraction_bits: int | None = None) -> Ring:
+        """round(x 2^f) mod 2^L, halves to even.
 
         Args:
             x: real numbers.
             name: used in errors.
-            scales: 1 for values and weights, 2 for a bias that is added to a product.
+            fraction_bits: in place of f, for example 2f for a bias that is added to a product.
 
         Raises:
             ValueError: a value is NaN or infinite.
@@ -99,18 +99,21 @@ class FixedPoint:
         values = np.asarray(x, dtype=np.float64)
         check_finite(values, name)
         with np.errstate(over="ignore"):
-            scaled = np.rint(np.ldexp(values, scales * self.fraction_bits))
+            scaled = np.rint(np.ldexp(values, self._fraction(fraction_bits)))
         if np.abs(scaled).max(initial=0.0) >= self.bound:
-            raise FixedPointOverflow(name, float(np.abs(values).max()), self.limit(scales))
+            raise FixedPointOverflow(name, float(np.abs(values).max()), self.limit(fraction_bits))
         return np.asarray(scaled.astype(self.signed_dtype)).view(self.dtype)
 
-    def decode(self, elements: Ring, *, scales: int = 1) -> NDArray[np.float64]:
-        """The real numbers of ring elements.
+    def decode(self, elements: Ring, *, fraction_bits: int | None = None) -> NDArray[np.float64]:
+        """The real numbers of ring elements with that many fractional bits, f by default.
 
         Raises:
             TypeError: the elements are of another ring.
         """
-        return np.ldexp(self.signed(elements).astype(np.float64), -scales * self.fraction_bits)
+        return np.ldexp(self.signed(elements).astype(np.float64), -self._fraction(fraction_bits))
+
+    def _fraction(self, fraction_bits: int | None) -> int:
+        return self.fraction_bits if fraction_bits is None else fraction_bits
 
     def signed(self, elements: Ring) -> NDArray[Any]:
         """Ring elements as signed integers, -2^(L-1) to 2^(L-1) - 1 (a view)."""
@@ -121,7 +124,7 @@ class FixedPoint:
 
     def truncate(self, elements: Ring, bits: int | None = None) -> Ring:
         """floor(x / 2^bits) of signed elements (arithmetic shift); ``bits`` defaults to f."""
-        shift = self.fraction_bits if bits is None else bits
+        shift = self._fraction(bits)
         return np.asarray(self.signed(elements) >> self.signed_dtype.type(shift)).view(self.dtype)
 
     def truncate_stochastic(self, elements: Ring, coin: Ring, bits: int | None = None) -> Ring:
@@ -135,7 +138,7 @@ class FixedPoint:
             coin: of the same type and shape.
             bits: defaults to f.
         """
-        shift = self.fraction_bits if bits is None else bits
+        shift = self._fraction(bits)
         low = np.asarray(coin, dtype=self.dtype) & self.dtype.type((1 << shift) - 1)
         return self.truncate(np.asarray(elements) + low, shift)
 

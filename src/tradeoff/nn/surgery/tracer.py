@@ -198,6 +198,7 @@ class _ShapeTracer(fx.Tracer):
             return str(node.target)
         scope = self.scope.module_path
         name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.name)
+        name = {"iadd": "add", "isub": "sub", "imul": "mul", "itruediv": "truediv"}.get(name, name)
         base = (
             str(node.target) if node.op == "call_module" else ".".join(filter(None, (scope, name.strip("_"))))
         )
