@@ -334,6 +334,67 @@ def test_functional_weights() -> None:
     check(Scaled(), (2, 4, 4))
 
 
+class NormWithActivation(nn.BatchNorm2d):
+    """A subclass with a forward of its own, as libraries write them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.batch_norm(
+            x,
+            self.running_mean,
+            self.running_var,
+            self.weight,
+            self.bias,
+            self.training,
+            self.momentum,
+            self.eps,
+        ).relu()
+
+
+def test_functional_batch_norm() -> None:
+    model = nn.Sequential(nn.Conv2d(2, 3, 1), NormWithActivation(3))
+    assert kinds(check(randomize(model), (2, 4, 4))) == ["Input", "Convolution", "ReLU"]
+
+
+class WithConstant(nn.Module):
+    """A function of the input and of a buffer."""
+
+    def __init__(self, constant: Tensor, function: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.register_buffer("constant", constant)
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x, self.constant)
+
+
+CHANNELS = torch.tensor([0.5, -2.0])
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 1), (1, 2, 1, 1), (1, 1, 1, 1), ()])
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x, c: (x - c) / c,
+        lambda x, c: c * x + c,
+        lambda x, c: c - x.relu(),
+        lambda x, c: x.sub(c).div(c).mul_(c).add_(c),
+    ],
+)
+def test_constants_for_each_channel(shape: tuple[int, ...], function: Callable[..., Tensor]) -> None:
+    constant = CHANNELS[: torch.Size(shape).numel()].reshape(shape)
+    plan = check(WithConstant(constant, function), (2, 3, 4))
+    assert set(kinds(plan)) <= {"Input", "Affine", "ReLU"}
+    assert kinds(plan).count("Affine") == 1
+
+
+@pytest.mark.parametrize("function", [lambda x, c: x + c, lambda x, c: c * x, lambda x, c: c[0, 0, 0] / x])
+def test_other_constants_are_refused(function: Callable[..., Tensor]) -> None:
+    with pytest.raises(UnsupportedLayer, match="constant"):
+        trace(WithConstant(torch.ones(2, 3, 4), function), (2, 3, 4))
+    with pytest.raises(ValueError, match="constant holds NaN"):
+        trace(WithConstant(torch.full((2, 1, 1), float("nan")), lambda x, c: x + c), (2, 3, 4))
+
+
 def test_parametrized_weights() -> None:
     layer = nn.utils.parametrizations.weight_norm(nn.Conv2d(2, 3, 3))
     assert kinds(check(nn.Sequential(layer, nn.ReLU()), (2, 5, 5))) == ["Input", "Convolution", "ReLU"]

@@ -296,26 +296,59 @@ def _linear_function(call: _Call) -> str:
     return _linear(call, weight, call.parameter(call.argument(2, "bias")))
 
 
-def _batch_norm(call: _Call, module: Any) -> str:
-    call.require(
-        module.running_mean is not None,
-        "it normalizes by the batch even in eval mode; use track_running_stats=True",
-    )
-    mean = _array(module.running_mean, f"{call.name}.running_mean")
-    variance = _array(module.running_var, f"{call.name}.running_var")
-    scale = 1.0 / np.sqrt(variance + module.eps)
-    if module.affine:
-        scale = scale * _array(module.weight, f"{call.name}.weight")
-    shift = -mean * scale
-    if module.affine:
-        shift = shift + _array(module.bias, f"{call.name}.bias")
+def _batch_norm(
+    call: _Call,
+    mean: Tensor | None,
+    variance: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+) -> str:
+    if mean is None or variance is None:
+        raise call.unsupported("it normalizes by the batch even in eval mode; use track_running_stats=True")
+    scale = 1.0 / np.sqrt(_array(variance, f"{call.name}.running_var") + eps)
+    if weight is not None:
+        scale = scale * _array(weight, f"{call.name}.weight")
+    shift = -_array(mean, f"{call.name}.running_mean") * scale
+    if bias is not None:
+        shift = shift + _array(bias, f"{call.name}.bias")
     return call.append(op.Affine(call.name, (call.input,), call.shape, scale, shift))
 
 
-def _affine(call: _Call, source: fx.Node, scale: float, shift: float, name: str | None = None) -> str:
+def _batch_norm_module(call: _Call, m: Any) -> str:
+    return _batch_norm(call, m.running_mean, m.running_var, m.weight, m.bias, m.eps)
+
+
+def _batch_norm_function(call: _Call) -> str:
+    names = ("running_mean", "running_var", "weight", "bias")
+    mean, variance, weight, bias = (call.parameter(call.argument(i + 1, n)) for i, n in enumerate(names))
+    call.require(not call.argument(5, "training", False), "it normalizes by the batch; use eval mode")
+    return _batch_norm(call, mean, variance, weight, bias, call.argument(7, "eps", 1e-5))
+
+
+def _affine(call: _Call, source: fx.Node, scale: Any, shift: Any, name: str | None = None) -> str:
+    """scale x + shift, each one number or one for each channel."""
     shape = call.lowering.traced.image_shape(source)
-    ones = np.ones(shape[0])
-    return call.append(op.Affine(name or call.name, (call.value(source),), shape, scale * ones, shift * ones))
+    scale, shift = (np.broadcast_to(np.asarray(value, np.float64), shape[:1]) for value in (scale, shift))
+    return call.append(op.Affine(name or call.name, (call.value(source),), shape, scale, shift))
+
+
+def _constant(call: _Call, value: Any, other: Any) -> float | Floats | None:
+    """A number, or a parameter or buffer that has one number for each channel of ``other``; else None."""
+    if isinstance(value, int | float):
+        return float(value)
+    if not isinstance(value, fx.Node) or value.op != "get_attr":
+        return None
+    tensor = call.parameter(value)
+    assert tensor is not None
+    image = call.lowering.traced.image_shape(other)
+    array = _array(tensor, str(value.target))
+    padded = (1,) * (len(image) + 1 - array.ndim) + array.shape
+    call.require(
+        len(padded) == len(image) + 1 and padded[1] in (1, image[0]) and array.size == padded[1],
+        f"constant {value.target} of shape {array.shape} is not one number for each channel",
+    )
+    return array.reshape(-1)
 
 
 # --- activations -----------------------------------------------------------------------------------------
@@ -483,11 +516,13 @@ def _subtract(call: _Call) -> str:
 
 
 def _sum(call: _Call, left: Any, right: Any, factor: float) -> str:
-    """left + factor * right, where one of them may be a number."""
-    if isinstance(right, int | float):
-        return _affine(call, _node(left), 1.0, factor * right)
-    if isinstance(left, int | float):
-        return _affine(call, _node(right), factor, float(left))
+    """left + factor * right, where one of them may be constant."""
+    constant = _constant(call, right, left)
+    if constant is not None:
+        return _affine(call, _node(left), 1.0, factor * constant)
+    constant = _constant(call, left, right)
+    if constant is not None:
+        return _affine(call, _node(right), factor, constant)
     shapes = [call.lowering.traced.image_shape(side) for side in (left, right)]
     call.require(shapes[0] == shapes[1], f"operands {shapes[0]} and {shapes[1]} differ in shape")
     second = call.value(right) if factor == 1.0 else _affine(call, right, factor, 0.0, f"{call.name}.factor")
@@ -496,19 +531,23 @@ def _sum(call: _Call, left: Any, right: Any, factor: float) -> str:
 
 def _multiply(call: _Call) -> str:
     left, right = call.argument(0, "input"), call.argument(1, "other")
-    if isinstance(right, int | float):
-        return _affine(call, _node(left), float(right), 0.0)
-    if isinstance(left, int | float):
-        return _affine(call, _node(right), float(left), 0.0)
+    for variable, other in ((left, right), (right, left)):
+        constant = _constant(call, other, variable)
+        if constant is not None:
+            return _affine(call, _node(variable), constant, 0.0)
     raise call.unsupported("products of two tensors (gates, squeeze-and-excitation) are not supported")
 
 
 def _divide(call: _Call) -> str:
-    right = call.argument(1, "other")
-    call.require(
-        isinstance(right, int | float) and call.node.kwargs.get("rounding_mode") is None, "only by a number"
-    )
-    return _affine(call, call.source, 1.0 / right, 0.0)
+    left, right = call.argument(0, "input"), call.argument(1, "other")
+    constant = None if _is_constant(left) else _constant(call, right, left)
+    if constant is None or not np.all(constant) or call.node.kwargs.get("rounding_mode") is not None:
+        raise call.unsupported("only division by a constant that is not zero is supported")
+    return _affine(call, _node(left), 1.0 / constant, 0.0)
+
+
+def _is_constant(value: Any) -> bool:
+    return not isinstance(value, fx.Node) or value.op == "get_attr"
 
 
 def _concatenate(call: _Call) -> str:
@@ -537,8 +576,8 @@ _MODULES: dict[type[nn.Module], Callable[[_Call, Any], str]] = {
     nn.Conv1d: _conv_module,
     nn.Conv2d: _conv_module,
     nn.Linear: lambda call, m: _linear(call, m.weight, m.bias),
-    nn.BatchNorm1d: _batch_norm,
-    nn.BatchNorm2d: _batch_norm,
+    nn.BatchNorm1d: _batch_norm_module,
+    nn.BatchNorm2d: _batch_norm_module,
     nn.ReLU: _relu,
     polynomial.Polynomial: _polynomial,
     polynomial.MaskedReLU: _masked_relu,
@@ -563,6 +602,7 @@ _FUNCTIONS: dict[Any, Callable[[_Call], str]] = {
     torch.conv1d: _conv_function,
     torch.conv2d: _conv_function,
     functional.linear: _linear_function,
+    functional.batch_norm: _batch_norm_function,
     functional.relu: _relu,
     functional.relu_: _relu,
     torch.relu: _relu,

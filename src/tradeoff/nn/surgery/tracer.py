@@ -180,17 +180,17 @@ class _ShapeTracer(fx.Tracer):
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _ShapedProxy(node, self)
 
-    def create_proxy(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> Any:
-        proxy = super().create_proxy(kind, target, *args, **kwargs)
-        node = proxy.node
-        self.labels[node] = self._label(node)
-        tensors = [n for n in node.all_input_nodes if isinstance(n.meta["value"], Tensor)]
-        versions = [n.meta["value"]._version for n in tensors]
-        node.meta["value"] = self._execute(node)
-        node.meta["writes"] = [
-            n for n, version in zip(tensors, versions, strict=True) if n.meta["value"]._version != version
-        ]
-        return proxy
+    def create_node(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        node = super().create_node(kind, target, *args, **kwargs)
+        if kind != "output":
+            self.labels[node] = self._label(node)
+            tensors = [n for n in node.all_input_nodes if isinstance(n.meta["value"], Tensor)]
+            versions = [n.meta["value"]._version for n in tensors]
+            node.meta["value"] = self._execute(node)
+            node.meta["writes"] = [
+                n for n, version in zip(tensors, versions, strict=True) if n.meta["value"]._version != version
+            ]
+        return node
 
     def _label(self, node: fx.Node) -> str:
         if node.op == "call_module" and node.target not in self._called:
