@@ -281,7 +281,7 @@ class Activation(Step):
 
     def spread(self, statics: Mapping[str, Share]) -> dict[str, Share]:
         return {
-            name: array[:, None, self._channel] if name == "weight" else array[self._channel]
+            name: array[self._channel] if array.ndim == 1 else array[:, None, self._channel]
             for name, array in statics.items()
         }
 
