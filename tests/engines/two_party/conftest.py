@@ -29,7 +29,11 @@ class Run:
 
 def split(ring: Ring, elements: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     """Uniform additive shares."""
-    mask = Prg(secrets.token_bytes(16)).stream(bytes(16), 0, 0, 0, "shares").words(elements.shape, elements.dtype)
+    mask = (
+        Prg(secrets.token_bytes(16))
+        .stream(bytes(16), 0, 0, 0, "shares")
+        .words(elements.shape, elements.dtype)
+    )
     return mask, elements - mask
 
 

@@ -41,7 +41,9 @@ def edges(ring: Ring, top: int) -> list[int]:
 def samples(ring: Ring, top: int, count: int, seed: int = 0) -> np.ndarray:
     """Edge values, then signed integers of every order of magnitude below 2^top; ``count`` in all."""
     generator = np.random.default_rng(seed)
-    magnitude = generator.integers(0, 1 << 62, count, dtype=np.int64) >> generator.integers(62 - top, 62, count)
+    magnitude = generator.integers(0, 1 << 62, count, dtype=np.int64) >> generator.integers(
+        62 - top, 62, count
+    )
     values = np.where(generator.random(count) < 0.5, magnitude, -magnitude)
     edge = edges(ring, top)[:count]
     values[: len(edge)] = edge
@@ -81,7 +83,9 @@ class TestExact:
             ((1, 4, 9), (4, 1, 3), Convolution((2,), (1,), (1,), groups=4)),
         ],
     )
-    def test_conv(self, ring: Ring, x_shape: Any, w_shape: Any, map: Any, two_parties: Any, share: Any) -> None:
+    def test_conv(
+        self, ring: Ring, x_shape: Any, w_shape: Any, map: Any, two_parties: Any, share: Any
+    ) -> None:
         x = ring.elements(samples(ring, ring.bits - 2, int(np.prod(x_shape)))).reshape(x_shape)
         w = ring.elements(samples(ring, ring.bits - 2, int(np.prod(w_shape)), 3)).reshape(w_shape)
         left, right = share(ring, x), share(ring, w)
@@ -140,8 +144,8 @@ class TestExact:
             lane = pooling.argmax_lane(ring, 4, 40, pairs, first=level == 0)
             run = two_parties(
                 lane,
-                lambda rank, m, lane=lane, level=level, winners=winners, indices=indices: pooling.argmax_level(
-                    rank, lane, winners[rank], indices[rank], level == 0, iter(m)
+                lambda rank, m, lane=lane, level=level, winners=winners, indices=indices: (
+                    pooling.argmax_level(rank, lane, winners[rank], indices[rank], level == 0, iter(m))
                 ),
             )
             winners = tuple(shares[0] for shares in run.shares)

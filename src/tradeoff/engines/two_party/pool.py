@@ -1,12 +1,13 @@
 """Offline pools: the dealer's material for some inferences, written to files before anybody computes.
 
-A pool is a pair of files, ``party-0.pool`` (a seed) and ``party-1.pool`` (a seed and the corrections), each with a
-state file beside it that counts the inferences whose material was used. The count is flushed to disk *before*
-material is used, and the parties compare pool and count when they meet, so a session that broke off, a second process
-and a file restored on one side are all refused. A copy of both sides cannot be noticed: keep none.
+A pool is a pair of files, ``party-0.pool`` (a seed) and ``party-1.pool`` (a seed and the corrections), each
+with a state file beside it that counts the inferences whose material was used. The count is flushed to disk
+*before* material is used, and the parties compare pool and count when they meet, so a session that broke off,
+a second process and a file restored on one side are all refused. A copy of both sides cannot be noticed: keep
+none.
 
-The mask of a private weight is fixed for the pool, so a pool also refuses other weights than those of its first use:
-the difference of the two would show.
+The mask of a private weight is fixed for the pool, so a pool also refuses other weights than those of its
+first use: the difference of the two would show.
 """
 
 from __future__ import annotations
@@ -32,7 +33,15 @@ from tradeoff.engines.two_party.program import Program
 _MAGIC = b"TDPOOL1\n"
 _HEADER_BYTES = 4096
 _MEET_TAG = 0xFFFF_FF01
-_FIELDS = {"pool": str, "program": str, "batch": int, "runs": int, "party": int, "seed": str, "run_bytes": int}
+_FIELDS = {
+    "pool": str,
+    "program": str,
+    "batch": int,
+    "runs": int,
+    "party": int,
+    "seed": str,
+    "run_bytes": int,
+}
 
 
 def write_pool(folder: Path | str, program: Program, batch: int, runs: int) -> tuple[Path, Path]:
@@ -191,7 +200,7 @@ class PoolFile:
             valid = state["pool"] == self.identity.hex() and type(state["consumed"]) is int
         except (OSError, ValueError, KeyError, TypeError):
             valid = False
-        if not valid or not 0 <= state["consumed"]:
+        if not valid or not state["consumed"] >= 0:
             raise PoolMismatch(f"{self._state_path} does not say how much of the pool is used")
         return {"pool": state["pool"], "consumed": state["consumed"], "weights": state.get("weights")}
 
