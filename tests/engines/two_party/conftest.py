@@ -1,11 +1,10 @@
-"""Two parties and a dealer in a few lines: protocols are generators, so their messages can be swapped by hand."""
+"""Two parties and a dealer in a few lines: protocols are generators, so messages can be swapped by hand."""
 
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import pytest
 from numpy.typing import NDArray
 
@@ -57,7 +56,7 @@ def run_protocol(
     while True:
         steps = [_step(party, reply) for party, reply in zip(running, replies, strict=True)]
         if steps[0][0] or steps[1][0]:
-            assert steps[0][0] and steps[1][0], "the parties ended in different rounds"
+            assert all(finished for finished, _ in steps), "the parties ended in different rounds"
             run.shares = (steps[0][1], steps[1][1])
             break
         run.messages.append((steps[0][1].copy(), steps[1][1].copy()))

@@ -1,4 +1,4 @@
-"""Whole networks between simulated parties: close to the plaintext, and as costly as predicted (acceptance 3)."""
+"""Networks between simulated parties: close to the plaintext, and as costly as predicted (acceptance 3)."""
 
 from typing import Any
 

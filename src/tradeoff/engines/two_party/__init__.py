@@ -16,6 +16,13 @@ Example::
 
 from tradeoff.engines.two_party.compile import compile
 from tradeoff.engines.two_party.cost import Cost, cost
+from tradeoff.engines.two_party.errors import (
+    DealerUnavailable,
+    OfflineExhausted,
+    PoolMismatch,
+    PoolReused,
+    RangeExceeded,
+)
 from tradeoff.engines.two_party.meter import Report, Row
 from tradeoff.engines.two_party.program import Options, Program
 from tradeoff.engines.two_party.reference import evaluate
@@ -24,8 +31,13 @@ from tradeoff.engines.two_party.session import Agreement, Session, agreement
 __all__ = [
     "Agreement",
     "Cost",
+    "DealerUnavailable",
+    "OfflineExhausted",
     "Options",
+    "PoolMismatch",
+    "PoolReused",
     "Program",
+    "RangeExceeded",
     "Report",
     "Row",
     "Session",

@@ -43,13 +43,11 @@ def compile_(
     input_shape: Annotated[str, typer.Option(help="Channels,height,width of an image.")] = "3,32,32",
     classes: Annotated[int, typer.Option(help="Outputs of the network.")] = 10,
     output: Annotated[str, typer.Option(help="What is revealed: logits or argmax.")] = "logits",
-    weights: Annotated[
-        str, typer.Option(help="private, or public (then linear layers are local).")
-    ] = "private",
+    weights: Annotated[str, typer.Option(help="private or public.")] = "private",
     ring_bits: Annotated[int, typer.Option(help="64 or 32.")] = 64,
     radix: Annotated[int, typer.Option(help="4: fewest bytes; 2: half the offline bytes.")] = 4,
 ) -> None:
-    """Prepare a network: a folder for the model owner, and in it a public one for the data owner and the dealer."""
+    """Prepare a network: a folder for the model owner, with a public one in it for the others."""
     from tradeoff.engines import two_party
 
     network = _load_network(plan, arch, model, _shape(input_shape), classes)

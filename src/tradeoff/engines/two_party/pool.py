@@ -34,13 +34,8 @@ _MAGIC = b"TDPOOL1\n"
 _HEADER_BYTES = 4096
 _MEET_TAG = 0xFFFF_FF01
 _FIELDS = {
-    "pool": str,
-    "program": str,
-    "batch": int,
-    "runs": int,
-    "party": int,
-    "seed": str,
-    "run_bytes": int,
+    **dict.fromkeys(("pool", "program", "seed"), str),
+    **dict.fromkeys(("batch", "runs", "party", "run_bytes"), int),
 }
 
 
@@ -104,8 +99,8 @@ def open_pool(
         raise PoolMismatch(f"the peer has another pool than {pool.path}")
     if theirs[0] != mine[0]:
         raise PoolReused(
-            f"{pool.path}: {mine[0]} inferences are used here and {theirs[0]} at the peer; a file was restored or "
-            "a session broke off: make a new pool"
+            f"{pool.path}: {mine[0]} inferences are used here and {theirs[0]} at the peer; "
+            "a file was restored or a session broke off: make a new pool"
         )
     if net.me == 0:
         pool.bind(program)

@@ -1,0 +1,284 @@
+"""Model owner, data owner and dealer as commands of their own, over TLS, as on three hosts."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+from tradeoff.core.errors import DataError
+from tradeoff.engines import two_party
+from tradeoff.engines.transport import Config, InsecureTransport, PeerTimeout, PlanMismatch
+from tradeoff.engines.two_party.commands import app
+from tradeoff.engines.two_party.errors import DealerUnavailable, PoolMismatch, PoolReused
+from tradeoff.engines.two_party.hosts import query
+from tradeoff.engines.two_party.pool import write_pool
+from tradeoff.nn.plan import save, trace
+
+COMMAND = [sys.executable, "-c", "from tradeoff.engines.two_party.commands import app; app()"]
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(1, 2, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(18, 4)]
+    return nn.Sequential(*layers).eval()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: Any) -> Path:
+    """Certificates, a program with its public view, and inputs."""
+    folder = tmp_path_factory.mktemp("hosts")
+    run = CliRunner()
+    assert run.invoke(app, ["keys", "--out", str(folder / "certs")]).exit_code == 0
+    save(trace(network(), (1, 8, 8)), folder / "plan.safetensors")
+    arguments = ["compile", "--plan", str(folder / "plan.safetensors"), "--out", str(folder / "program")]
+    assert run.invoke(app, arguments).exit_code == 0
+    np.save(folder / "x.npy", np.random.default_rng(0).standard_normal((3, 1, 8, 8)))
+    return folder
+
+
+def write_config(folder: Path, parties: int = 3, **settings: Any) -> Path:
+    """A cluster.toml with ports that are free now."""
+    sockets = [socket.socket() for _ in range(parties)]
+    for sock in sockets:
+        sock.bind(("127.0.0.1", 0))
+    addresses = [f"127.0.0.1:{sock.getsockname()[1]}" for sock in sockets]
+    for sock in sockets:
+        sock.close()
+    path = folder / f"cluster-{addresses[0].rpartition(':')[2]}.toml"
+    lines = [f"parties = {json.dumps(addresses)}", *(f"{key} = {value}" for key, value in settings.items())]
+    lines += ["[tls]", 'authority = "certs/ca.pem"']
+    lines += ['certificate = "certs/party-{me}.pem"', 'key = "certs/party-{me}.key"']
+    path.write_text("\n".join(lines))
+    return path
+
+
+@pytest.fixture
+def launch() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start a verb as a process; what still runs at the end is killed."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: object) -> subprocess.Popen[str]:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        process = subprocess.Popen(
+            [*COMMAND, *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def test_two_queries_over_tls(folder: Path, launch: Any) -> None:
+    config, program = write_config(folder), folder / "program"
+    server = launch("serve", "--program", program, "--config", config, "--queries", 2)
+    dealer = launch("dealer", "--program", program / "public", "--config", config, "--sessions", 2)
+    expected = two_party.Program.load(program).plan.evaluate(np.load(folder / "x.npy"))
+    for _ in range(2):
+        arguments = ("--program", program / "public", "--config", config, "--input", folder / "x.npy")
+        client = launch("query", *arguments, "--out", folder / "y.npy", "--report", folder / "report.json")
+        output = client.communicate(timeout=60)[0]
+        assert client.returncode == 0, output
+        assert np.abs(np.load(folder / "y.npy") - expected).max() < 1e-3
+        (folder / "y.npy").unlink()
+    report = json.loads((folder / "report.json").read_text())
+    assert report["total"]["rounds"] == two_party.cost(two_party.Program.load(program), 3).total.rounds
+    output = server.communicate(timeout=30)[0]
+    assert server.returncode == 0
+    assert output.count("answered 3 image(s)") == 2
+    assert dealer.wait(30) == 0
+
+
+def test_dealer_down_is_said_before_inputs_are_shared(folder: Path, launch: Any) -> None:
+    config, program = write_config(folder, connect_timeout=4.0), folder / "program"
+    launch("serve", "--program", program, "--config", config)
+    public = two_party.Program.load(program / "public")
+    with pytest.raises(DealerUnavailable, match="nothing of the inputs"):
+        query(public, Config.load(config), np.load(folder / "x.npy"))
+
+
+def test_pool_serves_until_it_is_used_up(folder: Path, tmp_path: Path, launch: Any) -> None:
+    config, program = write_config(folder, parties=2), folder / "program"
+    public = two_party.Program.load(program / "public")
+    write_pool(tmp_path, public, 3, 1)
+    server = launch("serve", "--program", program, "--config", config, "--pool", tmp_path / "party-0")
+    x = np.load(folder / "x.npy")
+    settings = Config.load(config)
+    result, _ = query(public, settings, x, pool=tmp_path / "party-1")
+    assert np.abs(result - two_party.Program.load(program).plan.evaluate(x)).max() < 1e-3
+    with pytest.raises(Exception, match=r"offline pool|OfflineExhausted|gone"):
+        query(public, settings, x, pool=tmp_path / "party-1")
+    assert server.wait(30) != 0
+
+
+def test_other_program_is_refused(folder: Path, launch: Any) -> None:
+    config = write_config(folder, connect_timeout=20.0)
+    launch("serve", "--program", folder / "program", "--config", config)
+    other = two_party.Program.load(folder / "program" / "public").with_options(radix=2)
+    with pytest.raises(PlanMismatch):
+        query(other, Config.load(config), np.load(folder / "x.npy"))
+
+
+def test_clear_text_to_another_host_is_refused(folder: Path) -> None:
+    path = folder / "clear.toml"
+    path.write_text('parties = ["192.0.2.1:7000", "192.0.2.2:7000", "192.0.2.3:7000"]\ninsecure = true\n')
+    public = two_party.Program.load(folder / "program" / "public")
+    with pytest.raises(InsecureTransport, match="in the clear"):
+        query(public, Config.load(path), np.load(folder / "x.npy"))
+
+
+def test_stopped_server_is_a_timeout(folder: Path, launch: Any) -> None:
+    config = write_config(folder, connect_timeout=20.0, recv_timeout=1.5, ping_interval=0.5)
+    program = folder / "program"
+    server = launch("serve", "--program", program, "--config", config)
+    launch("dealer", "--program", program / "public", "--config", config)
+    public = two_party.Program.load(program / "public")
+    x = np.load(folder / "x.npy")
+    settings = Config.load(config)
+    query(public, settings, x)
+    server.send_signal(signal.SIGSTOP)
+    with pytest.raises(PeerTimeout):
+        query(public, replace(settings, connect_timeout=4.0), x)
+    server.send_signal(signal.SIGCONT)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["serve", "--program", "nothing", "--config", "c.toml"], "is not a program"),
+        (["cost", "--program", "nothing"], "is not a program"),
+        (["compile", "--out", "out"], "either --plan or --arch"),
+        (["dealer", "--program", "nothing"], "either --config"),
+    ],
+)
+def test_wrong_input_is_named(arguments: list[str], message: str) -> None:
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code != 0
+    assert message in (result.output + str(result.exception))
+    assert not isinstance(result.exception, FileNotFoundError)
+
+
+def test_public_view_cannot_serve(folder: Path) -> None:
+    arguments = ["serve", "--program", folder / "program" / "public", "--config", write_config(folder)]
+    result = CliRunner().invoke(app, list(map(str, arguments)))
+    assert "public view" in result.output
+
+
+def test_inputs_that_are_no_array(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.npy").write_bytes(b"\x93NUMPY")
+    arguments = ["query", "--program", folder / "program" / "public", "--config", write_config(folder)]
+    result = CliRunner().invoke(app, list(map(str, [*arguments, "--input", tmp_path / "x.npy"])))
+    assert isinstance(result.exception, DataError)
+
+
+def test_cost_as_json(folder: Path) -> None:
+    result = CliRunner().invoke(app, ["cost", "--program", str(folder / "program"), "--batch", "4", "--json"])
+    document = json.loads(result.output)
+    assert (
+        document["total"]["rounds"] == two_party.cost(two_party.Program.load(folder / "program")).total.rounds
+    )
+
+
+class TestPool:
+    """Material is used once: every way to use it twice is refused."""
+
+    @pytest.fixture
+    def program(self, folder: Path) -> two_party.Program:
+        return two_party.Program.load(folder / "program")
+
+    def infer(self, program: two_party.Program, pool: Path) -> None:
+        x = np.zeros((1, 1, 8, 8))
+        with two_party.Session.simulated("file", pool=pool) as session:
+            session.infer(program, x)
+
+    def test_files_are_private(self, program: two_party.Program, tmp_path: Path) -> None:
+        for party in write_pool(tmp_path, program.public(), 1, 1):
+            assert all(path.stat().st_mode & 0o077 == 0 for path in (party, *party.iterdir()))
+
+    def test_second_session_goes_on_where_the_first_ended(
+        self, program: two_party.Program, tmp_path: Path
+    ) -> None:
+        write_pool(tmp_path, program.public(), 1, 2)
+        self.infer(program, tmp_path)
+        self.infer(program, tmp_path)
+        with pytest.raises(two_party.OfflineExhausted) as error:
+            self.infer(program, tmp_path)
+        assert (error.value.needed, error.value.left) == (1, 0)
+
+    def test_restored_file_is_refused(self, program: two_party.Program, tmp_path: Path) -> None:
+        write_pool(tmp_path, program.public(), 1, 3)
+        state = tmp_path / "party-1" / "party-1.state"
+        old = state.read_text()
+        self.infer(program, tmp_path)
+        state.write_text(old)
+        with pytest.raises(PoolReused, match="make a new pool"):
+            self.infer(program, tmp_path)
+
+    def test_count_is_on_disk_before_use(self, program: two_party.Program, tmp_path: Path) -> None:
+        from tradeoff.engines.two_party.pool import PoolFile
+
+        folders = write_pool(tmp_path, program.public(), 1, 1)
+        pool = PoolFile(folders[1], 1)
+        pool.begin(0)
+        assert json.loads((folders[1] / "party-1.state").read_text())["consumed"] == 1
+        with pytest.raises(PoolReused):
+            pool.begin(0)
+
+    def test_two_processes_cannot_share(self, program: two_party.Program, tmp_path: Path) -> None:
+        from tradeoff.engines.two_party.pool import PoolFile
+
+        folders = write_pool(tmp_path, program.public(), 1, 1)
+        first = PoolFile(folders[0], 0)
+        with pytest.raises(PoolReused, match="in use"):
+            PoolFile(folders[0], 0)
+        first.end()
+
+    def test_other_weights_are_refused(self, program: two_party.Program, tmp_path: Path) -> None:
+        write_pool(tmp_path, program.public(), 1, 2)
+        self.infer(program, tmp_path)
+        torch.manual_seed(1)
+        changed = network()
+        nn.init.normal_(changed[0].weight)
+        with pytest.raises(PoolReused, match="other weights"):
+            self.infer(two_party.compile(changed, (1, 8, 8)), tmp_path)
+
+    def test_other_pool_program_or_batch(self, program: two_party.Program, tmp_path: Path) -> None:
+        write_pool(tmp_path / "a", program.public(), 1, 1)
+        write_pool(tmp_path / "b", program.public(), 1, 1)
+        with pytest.raises(PoolMismatch, match="another program"):
+            self.infer(program.with_options(radix=2), tmp_path / "a")
+        mixed = tmp_path / "mixed"
+        mixed.mkdir()
+        for party, source in ((0, "a"), (1, "b")):
+            (mixed / f"party-{party}").symlink_to(tmp_path / source / f"party-{party}")
+        with pytest.raises(PoolMismatch, match="another pool"):
+            self.infer(program, mixed)
+        session = two_party.Session.simulated("file", pool=tmp_path / "a")
+        with session, pytest.raises(PoolMismatch, match="batches of 1"):
+            session.infer(program, np.zeros((2, 1, 8, 8)))
+
+    def test_damaged_file(self, program: two_party.Program, tmp_path: Path) -> None:
+        folders = write_pool(tmp_path, program.public(), 1, 1)
+        path = folders[1] / "party-1.pool"
+        path.write_bytes(path.read_bytes()[:-8])
+        with pytest.raises(PoolMismatch, match="truncated"):
+            self.infer(program, tmp_path)
