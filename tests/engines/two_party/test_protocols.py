@@ -109,7 +109,7 @@ class TestExact:
 
     @pytest.mark.parametrize("radix", RADICES)
     def test_relu_and_its_cost(self, ring: Ring, radix: int, two_parties: Any, share: Any) -> None:
-        """Exact in the whole ring; acceptance 4: 5 rounds and 26.375 B at radix 4, 8 and 31.625 at radix 2."""
+        """Exact in the whole ring; 5 rounds and 26.375 B at radix 4, 8 and 31.625 at radix 2."""
         x = ring.elements(samples(ring, min(62, ring.bits - 2), 640))
         x[:3] = [ring.scalar((1 << (ring.bits - 1)) - 1), ring.scalar(1 << (ring.bits - 1)), ring.scalar(-5)]
         shares, kind = share(ring, x), Comparison(ring, x.size, radix)
@@ -182,7 +182,7 @@ class TestWithinOneUnit:
     @pytest.mark.parametrize("private", [False, True])
     @pytest.mark.parametrize("dropped", [False, True])
     def test_quadratic(self, ring: Ring, private: bool, dropped: bool, two_parties: Any, share: Any) -> None:
-        """c2 y^2 + c1 y + c0 is exact in y, which is x truncated: one opening, coefficients private or not."""
+        """c2 y^2 + c1 y + c0 is exact in y, which is x truncated: one opening, private or not."""
         f, shift = ring.frac_bits, ring.frac_bits if dropped else 0
         x = samples(ring, 2 * f + 2 if dropped else f + 2, 60).reshape(4, 15)
         c = np.random.default_rng(1).integers(-(1 << f), 1 << f, (3, 15))
