@@ -18,7 +18,7 @@ def require(condition: object, reason: str) -> None:
         pytest.skip(reason)
 
 
-@pytest.fixture(name="require")
+@pytest.fixture(name="require", scope="session")
 def _require() -> object:
     """:func:`require` as a fixture, for test modules that cannot import this file."""
     return require

@@ -14,13 +14,13 @@ TREES = [(64, 4), (64, 2), (32, 4), (32, 2)]
 
 
 @pytest.fixture(params=["native", "reference"], autouse=True)
-def backend(request: pytest.FixtureRequest) -> Iterator[None]:
+def backend(request: pytest.FixtureRequest, require) -> Iterator[None]:
     """Every test runs with the compiled kernels and with the NumPy reference."""
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "reference":
             patch.setattr(bits, "_kernels", lambda: None)
-        elif native.extension() is None:
-            pytest.skip("the compiled extension is missing")
+        else:
+            require(native.extension(), "the compiled extension is missing: install a C++17 compiler")
         yield
 
 

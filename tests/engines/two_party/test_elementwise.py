@@ -12,13 +12,13 @@ CASES = [(np.uint64, 16), (np.uint64, 32), (np.uint32, 8), (np.uint64, 1), (np.u
 
 
 @pytest.fixture(params=["native", "reference"], autouse=True)
-def backend(request: pytest.FixtureRequest) -> Iterator[None]:
+def backend(request: pytest.FixtureRequest, require) -> Iterator[None]:
     """Every test runs with the compiled kernels and with the NumPy reference."""
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "reference":
             patch.setattr(elementwise, "_kernels", lambda: None)
-        elif native.extension() is None:
-            pytest.skip("the compiled extension is missing")
+        else:
+            require(native.extension(), "the compiled extension is missing: install a C++17 compiler")
         yield
 
 

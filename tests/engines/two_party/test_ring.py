@@ -15,13 +15,13 @@ RINGS = [np.uint64, np.uint32]
 
 
 @pytest.fixture(params=["native", "limbs"], autouse=True)
-def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+def backend(request: pytest.FixtureRequest, require) -> Iterator[str]:
     """Every test runs with the compiled kernels and with the limb fallback."""
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "limbs":
             patch.setattr(ring, "_kernels", lambda: None)
-        elif native.extension() is None:
-            pytest.skip("the compiled extension is missing")
+        else:
+            require(native.extension(), "the compiled extension is missing: install a C++17 compiler")
         yield request.param
 
 

@@ -1,0 +1,81 @@
+"""Types of the compiled kernels; their callers check shapes and dtypes and give what each function does.
+
+Arrays are contiguous and on the CPU. Written are ``out``, ``masked``, ``linear``, and of leaves and evaluate
+``g`` and ``p``.
+"""
+
+from collections.abc import Sequence
+
+from numpy import uint32, uint64
+from numpy.typing import NDArray
+
+_Ring = NDArray[uint64] | NDArray[uint32]
+_Words = NDArray[uint64]
+
+def instruction_set() -> str: ...
+def relay_packets(links: Sequence[tuple[int, int, float, float]], stop: int) -> None: ...
+def ring_matmul(a: _Ring, b: _Ring, out: _Ring, threads: int) -> None: ...
+def ring_conv2d(
+    x: _Ring,
+    weight: _Ring,
+    out: _Ring,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    threads: int,
+) -> None: ...
+def bits_leaves(c: _Words, r: _Words, top: int, party: int, g: _Words, p: _Words, threads: int) -> None: ...
+def bits_top(x: _Ring, out: _Words, threads: int) -> None: ...
+def bits_mask(
+    radix: int, last: bool, g: _Words, p: _Words, masks: _Words, masked: _Words, linear: _Words, threads: int
+) -> None: ...
+def bits_evaluate(
+    radix: int,
+    last: bool,
+    opened: _Words,
+    linear: _Words,
+    masks: _Words,
+    products: _Words,
+    party: int,
+    g: _Words,
+    p: _Words | None,
+    threads: int,
+) -> None: ...
+def bits_corrections(
+    radix: int, last: bool, masks0: _Words, masks1: _Words, products0: _Words, out: _Words, threads: int
+) -> None: ...
+def step_truncation(
+    c: _Ring, rho: _Ring, m: _Ring, shift: int, party: int, out: _Ring, threads: int
+) -> None: ...
+def step_relu(c: _Ring, x: _Ring, t: _Words, s: _Ring, r_s: _Ring, out: _Ring, threads: int) -> None: ...
+def step_truncated_relu(
+    c: _Ring,
+    t: _Words,
+    rho: _Ring,
+    m: _Ring,
+    s: _Ring,
+    rho_s: _Ring,
+    m_s: _Ring,
+    shift: int,
+    party: int,
+    out: _Ring,
+    threads: int,
+) -> None: ...
+def deal_truncation(r: _Ring, rho0: _Ring, m0: _Ring, shift: int, out: _Ring, threads: int) -> None: ...
+def deal_relu(
+    r: _Ring, s: _Words, bits0: _Ring, s0: _Ring, r_s0: _Ring, out: _Ring, threads: int
+) -> None: ...
+def deal_truncated_relu(
+    r: _Ring,
+    s: _Words,
+    bits0: _Ring,
+    rho0: _Ring,
+    m0: _Ring,
+    s0: _Ring,
+    rho_s0: _Ring,
+    m_s0: _Ring,
+    shift: int,
+    out: _Ring,
+    threads: int,
+) -> None: ...
