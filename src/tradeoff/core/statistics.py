@@ -27,6 +27,23 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
     return mean, mean - half, mean + half
 
 
+def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Median and its 95 % bootstrap interval: ``(median, low, high)``.
+
+    Raises:
+        ValueError: no values.
+    """
+    import numpy
+
+    if not len(values):
+        raise ValueError("an interval needs at least one value")
+    sample = numpy.asarray(values, dtype=float)
+    picks = numpy.random.default_rng(0).integers(len(sample), size=(2000, len(sample)))
+    tail = 50 * (1 - CONFIDENCE)
+    low, high = numpy.percentile(numpy.median(sample[picks], axis=1), [tail, 100 - tail])
+    return float(numpy.median(sample)), float(low), float(high)
+
+
 def compare(a: Sequence[float], b: Sequence[float], margin: float = 0.0) -> Finding:
     """Check ``a - b > margin`` by the 95 % Student interval of the difference, paired by seed.
 

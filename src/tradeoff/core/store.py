@@ -85,13 +85,18 @@ class RunFolder:
     path: Path
 
     @classmethod
+    def of(cls, runs: Path, method: str, recipe: Recipe) -> "RunFolder":
+        """The folder of a recipe, whether or not it exists."""
+        return cls(runs.absolute() / method / recipe.hash)
+
+    @classmethod
     def create(cls, runs: Path, method: str, recipe: Recipe) -> "RunFolder":
         """Make the folder of a recipe, or open it where it exists.
 
         Raises:
             StoreError: it cannot be written.
         """
-        folder = cls(runs.absolute() / method / recipe.hash)
+        folder = cls.of(runs, method, recipe)
         write_json(folder.path / "recipe.json", {"method": method, "recipe": recipe.model_dump(mode="json")})
         return folder
 
@@ -105,6 +110,12 @@ class RunFolder:
         if not (path / "recipe.json").is_file():
             raise UnknownName(f"{path} is not a run folder: it has no recipe.json")
         return cls(path.absolute())
+
+    @property
+    def shown(self) -> str:
+        """The path as a user would type it: relative where it lies below the current folder."""
+        here = Path.cwd()
+        return str(self.path.relative_to(here) if self.path.is_relative_to(here) else self.path)
 
     @property
     def header(self) -> tuple[str, dict[str, Any]]:

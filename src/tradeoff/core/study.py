@@ -26,6 +26,8 @@ class Study:
     """A method's outcomes under a recipe.
 
     Attributes:
+        trials: the cells of the recipe.
+        outcomes: those of the trials that are stored, in the same order.
         failures: results of the trials that failed in this run.
         problems: lines about corrupt or foreign files in the run folder.
         seconds: how long this run took.
@@ -34,6 +36,7 @@ class Study:
     method: Method[Any]
     recipe: Recipe
     folder: RunFolder
+    trials: Sequence[Trial]
     outcomes: Outcomes
     failures: Sequence[Result] = ()
     problems: Sequence[str] = ()
@@ -51,6 +54,20 @@ class Study:
         return frontier(self.outcomes, axes.x, axes.y)
 
     @property
+    def quantities(self) -> list[str]:
+        """Quantities that the outcomes hold, the two that the method trades first."""
+        card = self.method.card
+        present = self.outcomes.quantities
+        order = dict.fromkeys([card.frontier.x, card.frontier.y, *card.quantities, *present])
+        return [name for name in order if name in present]
+
+    @property
+    def missing(self) -> list[Trial]:
+        """Trials without an outcome."""
+        stored = {outcome.trial.key for outcome in self.outcomes}
+        return [trial for trial in self.trials if trial.key not in stored]
+
+    @property
     def claims_fail(self) -> bool:
         """Whether a claim was checked and failed."""
         return any(finding.verdict is Verdict.FAILS for _, finding in self.findings)
@@ -60,7 +77,7 @@ class Study:
         return {
             "method": self.method.card.name,
             "recipe": self.recipe.model_dump(mode="json"),
-            "run": str(self.folder.path),
+            "run": self.folder.shown,
             "seconds": round(self.seconds, 3),
             "outcomes": [o.model_dump(mode="json", exclude={"provenance"}) for o in self.outcomes],
             "claims": [
@@ -122,6 +139,13 @@ def run_study(
     return _collect(method, recipe, folder, failures, time.perf_counter() - begin)
 
 
+def pending_trials(method: Method[Any], recipe: Recipe, runs: Path) -> tuple[int, int]:
+    """How many trials of a recipe have no stored outcome yet, and how many there are."""
+    folder = RunFolder.of(runs, method.card.name, recipe)
+    trials = _trials(method, recipe)
+    return sum(folder.load(trial) is None for trial in trials), len(trials)
+
+
 def load_study(folder: RunFolder, method: Method[Any]) -> Study:
     """The study that a run folder holds, with whatever trials are stored.
 
@@ -137,8 +161,9 @@ def _collect(
     method: Method[Any], recipe: Recipe, folder: RunFolder, failures: Sequence[Result], seconds: float
 ) -> Study:
     stored, problems = folder.scan()
-    outcomes = Outcomes(stored[t.key] for t in _trials(method, recipe) if t.key in stored)
-    return Study(method, recipe, folder, outcomes, failures, problems, seconds)
+    trials = _trials(method, recipe)
+    outcomes = Outcomes(stored[trial.key] for trial in trials if trial.key in stored)
+    return Study(method, recipe, folder, trials, outcomes, failures, problems, seconds)
 
 
 def _trials(method: Method[Any], recipe: Recipe) -> list[Trial]:

@@ -1,0 +1,5 @@
+"""``python -m tradeoff``."""
+
+from tradeoff.cli import main
+
+main()

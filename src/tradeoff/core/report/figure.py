@@ -1,0 +1,86 @@
+"""The frontier as a picture."""
+
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..quantities import Direction
+from .summary import Row, kinds, summarize
+
+if TYPE_CHECKING:
+    from ..study import Study
+
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#8c564b")
+"""Colors that people with any color vision can tell apart (Okabe and Ito), one for each variant in turn."""
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+LOGARITHMIC_FROM = 30.0
+"""Ratio of the largest to the smallest value from which an axis is logarithmic."""
+
+
+def figure_png(study: "Study") -> bytes:
+    """Every cell on the two quantities that the method trades, with the frontier, as PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    card = study.method.card
+    rows = [
+        row
+        for row in summarize(card.name, study.outcomes, study.frontier)
+        if card.frontier.x in row.estimates and card.frontier.y in row.estimates
+    ]
+    figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    _draw(axes, rows, card.frontier.x, card.frontier.y)
+    axes.set_title(card.title, loc="left", fontsize=11, fontweight="bold", wrap=True)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def _draw(axes: Any, rows: Sequence[Row], x: str, y: str) -> None:
+    if not rows:
+        axes.text(0.5, 0.5, "no outcomes yet", ha="center", va="center", transform=axes.transAxes)
+        return
+    winners = sorted((row.estimates[x].mean, row.estimates[y].mean) for row in rows if row.on_frontier)
+    axes.plot(*zip(*winners, strict=True), color="#999999", linewidth=1.2, linestyle="--", label="frontier")
+    variants = list(dict.fromkeys(row.variant for row in rows))
+    for index, variant in enumerate(variants):
+        mine = [row for row in rows if row.variant == variant]
+        axes.errorbar(
+            [row.estimates[x].mean for row in mine],
+            [row.estimates[y].mean for row in mine],
+            xerr=[row.estimates[x].half_width or 0 for row in mine],
+            yerr=[row.estimates[y].half_width or 0 for row in mine],
+            color=PALETTE[index % len(PALETTE)],
+            marker=MARKERS[index % len(MARKERS)],
+            linestyle="none",
+            markersize=7,
+            capsize=3,
+            linewidth=1.2,
+            label=variant,
+        )
+    for name, values, set_scale, set_label in (
+        (x, [row.estimates[x].mean for row in rows], axes.set_xscale, axes.set_xlabel),
+        (y, [row.estimates[y].mean for row in rows], axes.set_yscale, axes.set_ylabel),
+    ):
+        if logarithmic(values):
+            set_scale("log")
+        set_label(axis_label(rows, name))
+    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=9)
+
+
+def logarithmic(values: Sequence[float]) -> bool:
+    """Whether an axis for these values should be logarithmic."""
+    return min(values) > 0 and max(values) / min(values) >= LOGARITHMIC_FROM
+
+
+def axis_label(rows: Sequence[Row], name: str) -> str:
+    """``online_bytes (B, counted), lower is better``."""
+    estimates = [row.estimates[name] for row in rows if name in row.estimates]
+    quantity = estimates[0].quantity
+    facts = ", ".join(filter(None, [quantity.unit, kinds(rows, name)]))
+    better = "higher" if quantity.direction is Direction.HIGHER else "lower"
+    return f"{name} ({facts}), {better} is better"

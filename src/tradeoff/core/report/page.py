@@ -1,0 +1,106 @@
+"""The report as one HTML file that needs nothing else: no server, no network."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..outcome import Outcome
+from ..quantities import QUANTITIES
+from .figure import PALETTE, axis_label, logarithmic
+from .summary import Row, kinds, readable, summarize
+
+if TYPE_CHECKING:
+    from ..study import Study
+
+
+def page_html(study: "Study") -> str:
+    """The page. Everything that comes from a method, a recipe or the store is escaped."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+    from plotly.offline import get_plotlyjs
+
+    environment = Environment(
+        loader=PackageLoader("tradeoff.core.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = _number
+    card = study.method.card
+    rows = summarize(card.name, study.outcomes, study.frontier)
+    variants = study.outcomes.variants
+    return environment.get_template("page.html.j2").render(
+        study=study,
+        card=card,
+        rows=rows,
+        settings=list(dict.fromkeys(key for row in rows for key in row.setting)),
+        quantities=[QUANTITIES[name] for name in study.quantities],
+        kinds={name: kinds(rows, name) for name in study.quantities},
+        variants=variants,
+        colors={variant: PALETTE[index % len(PALETTE)] for index, variant in enumerate(variants)},
+        provenance=_provenance(study.outcomes),
+        chart=_chart(rows, study.quantities),
+        plotly=Markup(get_plotlyjs()),
+        readable=readable,
+    )
+
+
+def _number(value: object) -> str:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return readable(value, "")
+    return str(value)
+
+
+def _chart(rows: Sequence[Row], quantities: Sequence[str]) -> dict[str, Any]:
+    """What the page's script draws: axes, one point per cell and one per trial."""
+    return {
+        "axes": {
+            name: {
+                "label": axis_label(rows, name),
+                "log": logarithmic([row.estimates[name].mean for row in rows if name in row.estimates]),
+            }
+            for name in quantities
+        },
+        "cells": [
+            {
+                "variant": row.variant,
+                "label": _label(row.variant, row.setting),
+                "frontier": row.on_frontier,
+                "estimates": {
+                    name: {"mean": e.mean, "half": e.half_width or 0, "text": f"{e} ({', '.join(e.kinds)})"}
+                    for name, e in row.estimates.items()
+                },
+                "trials": [
+                    {
+                        "label": str(outcome.trial),
+                        "values": {name: metric.value for name, metric in outcome.metrics.items()},
+                        "texts": {
+                            name: f"{readable(metric.value, QUANTITIES[name].unit)} ({metric.kind})"
+                            for name, metric in outcome.metrics.items()
+                        },
+                    }
+                    for outcome in row.outcomes
+                ],
+            }
+            for row in rows
+        ],
+    }
+
+
+def _label(variant: str, setting: dict[str, Any]) -> str:
+    return " ".join([variant, *(f"{key}={value}" for key, value in setting.items())])
+
+
+def _provenance(outcomes: Sequence[Outcome]) -> list[tuple[str, str]]:
+    """Facts about where the outcomes come from, each with all its values."""
+    known = [outcome.provenance for outcome in outcomes if outcome.provenance]
+    facts: dict[str, list[str]] = {
+        "host": [p.host for p in known],
+        "machine": [f"{p.machine}, {p.cores} cores" for p in known],
+        "device": [f"{p.device}, {p.threads} threads a trial" for p in known],
+        "versions": [", ".join(f"{name} {version}" for name, version in p.versions.items()) for p in known],
+        "commit": [p.commit or "not from a git checkout" for p in known],
+        "started": sorted(p.started.strftime("%Y-%m-%d %H:%M UTC") for p in known)[:1],
+        "computed": [readable(sum(p.seconds for p in known), "s")],
+    }
+    return [(name, "; ".join(dict.fromkeys(values))) for name, values in facts.items() if values]
