@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tradeoff.engines.transport import TLS, Config, InsecureWarning, Party
+from tradeoff.engines.transport import TLS, Config, InsecureWarning, Party, Stats
 from tradeoff.engines.transport.party import listen
 
 QUICK: dict[str, Any] = {
@@ -29,10 +29,11 @@ def make_config(addresses: Sequence[str | None], *, tls: TLS | None = None, **se
 
 @dataclass
 class Run:
-    """What became of parties that ran in threads: results and errors by id."""
+    """What became of parties that ran in threads: results, errors and final counters by id."""
 
     results: dict[int, Any] = field(default_factory=dict)
     errors: dict[int, BaseException] = field(default_factory=dict)
+    stats: dict[int, Stats] = field(default_factory=dict)
 
 
 def run_parties(
@@ -45,6 +46,7 @@ def run_parties(
         try:
             with Party(configs[me], me, listener=listeners[me]) as net:
                 run.results[me] = target(net)
+            run.stats[me] = net.stats()
         except BaseException as error:  # noqa: BLE001 - the tests look at it
             run.errors[me] = error
 
@@ -56,6 +58,9 @@ def run_parties(
         for thread in threads:
             thread.join(120)
     assert not any(thread.is_alive() for thread in threads), "a party hangs"
+    for error in run.errors.values():
+        if isinstance(error, AssertionError):
+            raise error
     return run
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import ssl
 import time
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import tradeoff
+from tradeoff.core.errors import EngineError
 from tradeoff.engines.transport.errors import (
     AuthError,
     HandshakeError,
@@ -17,7 +19,7 @@ from tradeoff.engines.transport.errors import (
     PeerTimeout,
     PlanMismatch,
 )
-from tradeoff.engines.transport.failures import understand
+from tradeoff.engines.transport.failures import announce, understand
 from tradeoff.engines.transport.frames import (
     UNAUTHENTICATED_LIMIT,
     Frame,
@@ -95,21 +97,27 @@ class Greeting:
         sent, received: bytes so far.
     """
 
-    def __init__(self, sock: socket.socket, me: int, peer: int, deadline: float, max_message: int) -> None:
+    def __init__(
+        self, sock: socket.socket, me: int, peer: int, session: int, deadline: float, max_message: int
+    ) -> None:
         self.parser = FrameParser(max_message)
         self.extra: list[Frame] = []
+        self.session = session
         self.sent = 0
         self.received = 0
         self._sock = sock
         self._me = me
         self._peer = peer
+        self._said = 0
         self._began = time.monotonic()
         self._deadline = deadline
 
-    def say(self, kind: FrameType, contents: dict[str, Any], session: int, sequence: int = 0) -> None:
+    def say(self, kind: FrameType, contents: dict[str, Any]) -> None:
         """Send a HELLO or ERROR frame."""
         payload = encode_json(contents)
-        frame = encode_header(kind, session=session, sequence=sequence, length=len(payload)) + payload
+        header = encode_header(kind, session=self.session, sequence=self._said, length=len(payload))
+        frame = header + payload
+        self._said += 1
         self._sock.settimeout(max(self._deadline - time.monotonic(), 1e-3))
         try:
             self._sock.sendall(frame)
@@ -149,7 +157,7 @@ class Greeting:
         try:
             self.extra = self.parser.advance(count)
         except FrameError as error:
-            raise MalformedFrame(self._peer, str(error)) from error
+            raise self._malformed(error) from error
         finally:
             self.parser.max_message = limit
 
@@ -165,7 +173,14 @@ class Greeting:
                 raise FrameError("HELLO of two sessions")
             return hello
         except FrameError as error:
-            raise MalformedFrame(self._peer, str(error)) from error
+            raise self._malformed(error) from error
+
+    def _malformed(self, error: FrameError) -> MalformedFrame:
+        """Tell the peer, if it still listens, and make the error to raise here."""
+        malformed = MalformedFrame(self._peer, str(error))
+        with contextlib.suppress(EngineError):
+            self.say(FrameType.ERROR, announce(malformed))
+        return malformed
 
     def _late(self) -> PeerTimeout:
         return PeerTimeout(self._peer, time.monotonic() - self._began, "the handshake", "the greeting")

@@ -8,13 +8,14 @@ socket takes at once, which saves a change of thread for small messages; the res
 from __future__ import annotations
 
 import contextlib
-import selectors
+import math
+import select
 import socket
 import ssl
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any
 
@@ -37,6 +38,7 @@ from tradeoff.engines.transport.mailbox import Mailbox, MakeError, Message
 from tradeoff.engines.transport.tls import describe_security
 from tradeoff.engines.transport.transcript import Recorder
 
+_ENDED = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR
 _VIEWS_AT_ONCE = 64
 _READS_AT_ONCE = 64
 _TLS_RECORD = 16 * 1024
@@ -91,6 +93,7 @@ class Link:
         self._closing = False
         self._close_deadline = 0.0
         self._heard_bye = False
+        self._ended = False
         self._deaf = False
         self._waste = memoryview(bytearray(4096))
         self._half_closed = False
@@ -99,10 +102,10 @@ class Link:
         self._waker, self._wakened = socket.socketpair()
         self._waker.setblocking(False)
         self._wakened.setblocking(False)
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(self._wakened, selectors.EVENT_READ)
-        self._interest = selectors.EVENT_READ
-        self._selector.register(sock, self._interest)
+        self._poll = select.poll()
+        self._poll.register(self._wakened, select.POLLIN)
+        self._interest = select.POLLIN
+        self._poll.register(sock, self._interest)
         mailbox.on_room[peer] = self._wake
         self._thread = threading.Thread(target=self._run, name=f"link-{peer}", daemon=True)
 
@@ -239,52 +242,53 @@ class Link:
 
     def _run(self) -> None:
         try:
-            for frame in self._extra:
-                if frame.session != self._session:
-                    raise FrameError(f"frame of session {frame.session:016x}")
-                self._handle(frame)
+            self._guard(self._take_extra)
             while not self._finished:
-                self._guarded_step()
+                self._guard(self._step)
         finally:
             self._end()
 
-    def _guarded_step(self) -> None:
+    def _take_extra(self) -> None:
+        for frame in self._extra:
+            if frame.session != self._session:
+                raise FrameError(f"frame of session {frame.session:016x}")
+            self._handle(frame)
+
+    def _guard(self, step: Callable[[], None]) -> None:
         try:
-            self._step()
+            step()
         except FrameError as error:
             self._malformed(str(error))
         except OSError as error:
             self._gone(str(error))
 
     def _step(self) -> None:
-        paused = not self._closing and self._mailbox.full(self.peer)
+        paused = self._full()
         self._watch(paused)
         pending = self._secure and not paused and self._ssl_pending()
-        events = self._selector.select(0 if pending else self._pause())
-        ready = {key.fileobj: mask for key, mask in events}
-        if self._wakened in ready:
+        ready = dict(self._poll.poll(0 if pending else math.ceil(1e3 * self._pause())))
+        if self._wakened.fileno() in ready:
             with contextlib.suppress(BlockingIOError):
                 self._wakened.recv(4096)
-        mask = ready.get(self.sock, 0)
+        events = ready.get(self.sock.fileno(), 0)
         if self._outgoing:
             self._write()
-        if pending or mask & selectors.EVENT_READ:
-            self._read()
-        elif paused:
+        if paused:
             self.last_received = time.monotonic()
+            self._ended = bool(events & _ENDED)
+        elif pending or events & ~select.POLLOUT:
+            self._read()
         self._keep_time(time.monotonic())
 
+    def _full(self) -> bool:
+        """Whether to read no more for now; what a peer sent before it left is read in any case."""
+        return not self._closing and not self._ended and self._mailbox.full(self.peer)
+
     def _watch(self, paused: bool) -> None:
-        interest = (0 if paused else selectors.EVENT_READ) | (selectors.EVENT_WRITE if self._outgoing else 0)
-        if interest == self._interest:
-            return
-        if not interest:
-            self._selector.unregister(self.sock)
-        elif not self._interest:
-            self._selector.register(self.sock, interest)
-        else:
-            self._selector.modify(self.sock, interest)
-        self._interest = interest
+        interest = (_ENDED if paused else select.POLLIN) | (select.POLLOUT if self._outgoing else 0)
+        if interest != self._interest:
+            self._poll.modify(self.sock, interest)
+            self._interest = interest
 
     def _ssl_pending(self) -> int:
         with self._lock:
@@ -352,7 +356,7 @@ class Link:
             self.last_received = time.monotonic()
             if not self._deaf:
                 self._take(count)
-            if self._finished or (not self._closing and self._mailbox.full(self.peer)):
+            if self._finished or self._full():
                 return
 
     def _receive(self) -> int:
@@ -441,7 +445,6 @@ class Link:
         if not self._closing:
             self._gone("its link ended")  # keeps the first reason if there is one
         self._mailbox.on_room.pop(self.peer, None)
-        self._selector.close()
         for sock in (self.sock, self._waker, self._wakened):
             sock.close()
 

@@ -215,9 +215,9 @@ class Connector:
 
     def _greet_dialed(self, peer: int, sock: socket.socket) -> int:
         greeting = self._greeting(sock, peer)
-        self._identify(sock, {peer}, greeting, sequence=0)
+        self._identify(sock, {peer}, greeting)
         theirs = greeting.hear()
-        greeting.say(FrameType.HELLO, self._hello().encode(), self._party.session)
+        greeting.say(FrameType.HELLO, self._hello().encode())
         self._judge(theirs, {peer})
         self._party.session = self._party.session or theirs.session
         self._add(sock, peer, greeting)
@@ -225,15 +225,15 @@ class Connector:
 
     def _greet_dialer(self, missing: set[int], sock: socket.socket) -> int:
         greeting = self._greeting(sock, min(missing))
-        self._identify(sock, missing, greeting, sequence=0)
-        greeting.say(FrameType.HELLO, self._hello().encode(), self._party.session)
+        self._identify(sock, missing, greeting)
+        greeting.say(FrameType.HELLO, self._hello().encode())
         theirs = greeting.hear()
         self._judge(theirs, missing)
-        self._identify(sock, {theirs.party}, greeting, sequence=1)
+        self._identify(sock, {theirs.party}, greeting)
         self._add(sock, theirs.party, greeting)
         return theirs.party
 
-    def _identify(self, sock: socket.socket, allowed: set[int], greeting: Greeting, sequence: int) -> None:
+    def _identify(self, sock: socket.socket, allowed: set[int], greeting: Greeting) -> None:
         """Refuse a certificate that is of none of the ``allowed`` parties."""
         if not isinstance(sock, ssl.SSLSocket) or self._tls is None:
             return
@@ -241,11 +241,12 @@ class Connector:
         if name in {NAME.format(party) for party in allowed} and pinned(sock, self._tls, allowed):
             return
         error = AuthError(f"the certificate of {name!r} is not the one expected", min(allowed))
-        greeting.say(FrameType.ERROR, announce(error), self._party.session, sequence)
+        greeting.say(FrameType.ERROR, announce(error))
         raise error
 
     def _greeting(self, sock: socket.socket, peer: int) -> Greeting:
-        return Greeting(sock, self._party.me, peer, self._deadline, self._config.max_message)
+        party = self._party
+        return Greeting(sock, party.me, peer, party.session, self._deadline, self._config.max_message)
 
     def _judge(self, theirs: Hello, expected: set[int]) -> None:
         self._hello().agree(theirs)

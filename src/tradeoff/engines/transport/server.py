@@ -56,13 +56,13 @@ class _OneClient(Connector):
         client, self._listener = self._listener, None
         self._attempt(client, _CLIENT, partial(self._greet_dialer, {_CLIENT}))
 
-    def _identify(self, sock: socket.socket, allowed: set[int], greeting: Greeting, sequence: int) -> None:
+    def _identify(self, sock: socket.socket, allowed: set[int], greeting: Greeting) -> None:
         if not isinstance(sock, ssl.SSLSocket) or self._tls is None or self._tls.pins is None:
             return
         if pinned(sock, self._tls, self._tls.pins.keys()):
             return
         error = AuthError("the certificate of a client is not pinned", _CLIENT)
-        greeting.say(FrameType.ERROR, announce(error), self._party.session, sequence)
+        greeting.say(FrameType.ERROR, announce(error))
         raise error
 
 
