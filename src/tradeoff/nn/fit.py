@@ -19,7 +19,7 @@ from typing import Any, Literal, Protocol, Self, cast
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import DistributedType, broadcast_object_list
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
@@ -57,7 +57,7 @@ class FitConfig(BaseModel):
     Attributes:
         epochs: passes over the training split (the last incomplete batch of a pass is left out).
         steps: optimizer steps.
-        batch_size: images per step, over all processes together.
+        batch_size: images per step, over all processes together (all of a smaller training split).
         final_learning_rate: where ``cosine`` and ``one_cycle`` end.
         momentum: of SGD, or the first decay rate of Adam.
         schedule: ``cosine`` falls from the first step on; ``one_cycle`` rises linearly during
@@ -209,7 +209,8 @@ def fit(
     Raises:
         TrainingDiverged: the loss is infinite or NaN.
         CheckpointMismatch: ``checkpoint`` belongs to another configuration, model or data size.
-        ValueError: no training data, or fewer images than one batch.
+        ValueError: no training data, a parameter group that does not fit the model, a batch that does not
+            divide over the processes, or a checkpoint together with FSDP.
     """
     accelerator = _accelerator(model, config)
     return _Fit(
@@ -225,14 +226,16 @@ def evaluate(
 
     Under a launcher every process labels its share and all get the same result.
     """
-    rank, processes = _rank(), _processes()
+    processes = _processes()
     device = _device_of(model)
     training = model.training
     model.eval()
-    positions = torch.arange(rank, len(split), processes)
+    positions = torch.arange(_rank(), len(split), processes)
+    # The same number of batches on every process: a sharded model communicates in each.
+    batches = max(1, math.ceil(math.ceil(len(split) / processes) / batch_size))
     correct = torch.zeros((), dtype=torch.int64, device=device)
     try:
-        for inputs, targets in _loader(split, torch.split(positions, batch_size), workers):
+        for inputs, targets in _loader(split, torch.tensor_split(positions, batches), workers):
             outputs = model(inputs.to(device, non_blocking=True))
             correct += (outputs.argmax(1) == targets.to(device, non_blocking=True)).sum()
     finally:
@@ -259,6 +262,8 @@ class _Fit:
     ) -> None:
         if len(train) == 0:
             raise ValueError("the training split is empty")
+        if checkpoint is not None and accelerator.distributed_type == DistributedType.FSDP:
+            raise ValueError("training with sharded parameters (FSDP) writes no checkpoint; leave it out")
         self.accelerator = accelerator
         self.train, self.validation = train, validation
         self.config = config
