@@ -387,7 +387,23 @@ def test_constants_for_each_channel(shape: tuple[int, ...], function: Callable[.
     assert kinds(plan).count("Affine") == 1
 
 
-@pytest.mark.parametrize("function", [lambda x, c: x + c, lambda x, c: c * x, lambda x, c: c[0, 0, 0] / x])
+def test_weights_computed_in_forward_from_parameters() -> None:
+    class Standardized(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+            weight = weight / weight.flatten(1).std(1).view(-1, 1, 1, 1)
+            assert self.bias is not None
+            return functional.conv2d(x, weight, padding=1) + self.bias.view(1, -1, 1, 1)
+
+    assert kinds(check(Standardized(2, 3, 3), (2, 5, 5))) == ["Input", "Convolution"]
+
+
+@pytest.mark.parametrize("function", [lambda x: x * x, lambda x: x**2, torch.square, lambda x: x.pow(3)])
+def test_powers(function: Callable[[Tensor], Tensor]) -> None:
+    assert kinds(check(Lambda(lambda m, x: function(x)), (2, 5, 5))) == ["Input", "Polynomial"]
+
+
+@pytest.mark.parametrize("function", [lambda x, c: x + c, lambda x, c: c * x, lambda x, c: c / x])
 def test_other_constants_are_refused(function: Callable[..., Tensor]) -> None:
     with pytest.raises(UnsupportedLayer, match="constant"):
         trace(WithConstant(torch.ones(2, 3, 4), function), (2, 3, 4))
@@ -415,11 +431,14 @@ def test_parametrized_weights() -> None:
         (nn.AvgPool2d(2, divisor_override=3), "1 (AvgPool2d)", "divisor_override"),
         (nn.AdaptiveAvgPool2d(2), "1 (AdaptiveAvgPool2d)", "does not divide"),
         (Lambda(lambda m, x: x[:, :2]), "1.getitem (getitem)", "slicing"),
-        (Lambda(lambda m, x: x * x), "1.mul (mul)", "products of two tensors"),
+        (Lambda(lambda m, x: x * x.relu()), "1.mul (mul)", "products of two tensors"),
         (Lambda(lambda m, x: x + x.mean((2, 3), keepdim=True)), "1.add (add)", "differ in shape"),
         (Lambda(lambda m, x: x.transpose(1, 2)), "1.transpose (transpose)", "supported are"),
         (Lambda(lambda m, x: x.view(-1, 2, 10, 5)), "1.view (view)", "only flattening"),
         (Lambda(lambda m, x: functional.pad(x, (1, 1))), "1.pad (pad)", "padding argument"),
+        (Lambda(lambda m, x: functional.dropout(x)), "1.dropout (dropout)", "eval mode"),
+        (Lambda(lambda m, x: x**5), "1.pow (pow)", "powers 1 to 4"),
+        (Lambda(lambda m, x: 1 / x), "1.truediv (truediv)", "by a constant"),
         (nn.Linear(5, 2), "1 (Linear)", "flatten"),
     ],
 )

@@ -253,6 +253,15 @@ def test_functional_training_flags_are_refused() -> None:
         replace_sites(Norm(), {}, (3,))
 
 
+def test_dropout_that_is_always_active_is_refused() -> None:
+    class Noise(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return functional.dropout(x, training=True)
+
+    with pytest.raises(UntraceableModel, match=r"dropout.*training flag"):
+        replace_sites(Noise(), {}, (3,))
+
+
 def test_batch_norms_are_folded(model: nn.Module) -> None:
     x = torch.randn(4, *SHAPE)
     folded = fold_batch_norm(model.train(), SHAPE)

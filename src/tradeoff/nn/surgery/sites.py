@@ -94,9 +94,12 @@ def replace_sites(
         name = traced.labels[node]
         _call_instead(traced, node, modules[name] if name in modules else _DEFAULTS[kind]())
     for node in list(traced.graph.nodes):
-        if node.op == "call_function" and node.target in _DROPOUTS:
-            probability: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("p", 0.5)
-            _call_instead(traced, node, _DROPOUTS[node.target](probability))
+        if (
+            node.op == "call_function"
+            and node.target in _DROPOUTS
+            and not _argument(node, 2, "training", True)
+        ):
+            _call_instead(traced, node, _DROPOUTS[node.target](_argument(node, 1, "p", 0.5)))
         elif node.op == "call_function" and "training" in node.kwargs:
             raise UntraceableModel(
                 traced.labels[node], "a functional call with a training flag; use the module"
@@ -132,6 +135,10 @@ def _check_names(modules: Mapping[str, nn.Module], names: list[str]) -> None:
             near = difflib.get_close_matches(name, names, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; sites are {', '.join(names) or 'none'}"
             raise KeyError(f"the model has no activation site {name!r}{hint}")
+
+
+def _argument(node: fx.Node, position: int, name: str, default: Any) -> Any:
+    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
 
 
 def _call_instead(traced: TracedModel, node: fx.Node, module: nn.Module) -> None:
