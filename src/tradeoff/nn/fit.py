@@ -29,6 +29,7 @@ from tradeoff.core.errors import TradeoffError
 from tradeoff.nn.augment import crop_and_flip
 from tradeoff.nn.checkpoint import CheckpointMismatch, load_checkpoint, save_checkpoint
 from tradeoff.nn.lookahead import Lookahead
+from tradeoff.nn.optimization import Schedule, learning_rate, make_optimizer
 
 __all__ = [
     "Callback",
@@ -41,7 +42,6 @@ __all__ = [
     "fit",
 ]
 
-Schedule = Literal["constant", "cosine", "one_cycle"]
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 log = logging.getLogger(__name__)
@@ -279,7 +279,7 @@ class _Fit:
         total = config.steps if config.steps is not None else (config.epochs or 0) * steps_per_epoch
         if config.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        optimizer = _optimizer(model, config, parameter_groups)
+        optimizer = make_optimizer(model, config, parameter_groups)
         self.names = {id(parameter): name for name, parameter in model.named_parameters()}
         self.wrapped, self.optimizer = accelerator.prepare(model, optimizer)
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -352,7 +352,7 @@ class _Fit:
         if config.channels_last:
             inputs = inputs.to(memory_format=torch.channels_last)
         for group in state.optimizer.param_groups:
-            group["lr"] = _learning_rate(group, config, state.step, state.total_steps)
+            group["lr"] = learning_rate(group, config, state.step, state.total_steps)
         for callback in self.callbacks:
             callback.on_step_begin(state)
         self.optimizer.zero_grad()
@@ -431,16 +431,7 @@ class _Fit:
             )
         state = self.state
         state.model.load_state_dict({name: tensors[f"model/{name}"] for name in state.model.state_dict()})
-        by_name: dict[str, dict[str, Tensor]] = {}
-        for key, tensor in tensors.items():
-            if key.startswith("optimizer/"):
-                _, name, entry = key.split("/")
-                by_name.setdefault(name, {})[entry] = tensor
-        numbered = {
-            i: by_name[n] for i, p in enumerate(self.parameters) if (n := self.names[id(p)]) in by_name
-        }
-        groups = state.optimizer.state_dict()["param_groups"]
-        state.optimizer.load_state_dict({"state": numbered, "param_groups": groups})
+        self._load_optimizer(tensors)
         if self.lookahead is not None:
             self.lookahead.steps = progress["step"]
             for parameter, slow in zip(self.parameters, self.lookahead.slow, strict=True):
@@ -454,6 +445,17 @@ class _Fit:
             self.accelerator.scaler.load_state_dict(progress["scaler"])
         log.info("going on from %s at step %d of %d", path, state.step, state.total_steps)
 
+    def _load_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
+        entries: dict[str, dict[str, Tensor]] = {}
+        for key, tensor in tensors.items():
+            if key.startswith("optimizer/"):
+                _, name, entry = key.split("/")
+                entries.setdefault(name, {})[entry] = tensor
+        names = [self.names[id(parameter)] for parameter in self.parameters]
+        numbered = {index: entries[name] for index, name in enumerate(names) if name in entries}
+        groups = self.state.optimizer.state_dict()["param_groups"]
+        self.state.optimizer.load_state_dict({"state": numbered, "param_groups": groups})
+
     def _fingerprint(self) -> dict[str, Any]:
         """What must be equal for a checkpoint to be continued."""
         irrelevant = {"checkpoint_seconds", "workers"}
@@ -463,72 +465,13 @@ class _Fit:
             "training images": len(self.train),
             "callbacks": [type(callback).__name__ for callback in self.callbacks],
             "parameter groups": [
-                [
-                    g["base_lr"],
-                    g["final_lr"],
-                    g["schedule"],
-                    g["weight_decay"],
-                    [self.names[id(p)] for p in g["params"]],
-                ]
-                for g in self.state.optimizer.param_groups
+                {
+                    "parameters": [self.names[id(parameter)] for parameter in group["params"]],
+                    **{key: group[key] for key in ("base_lr", "final_lr", "schedule", "weight_decay")},
+                }
+                for group in self.state.optimizer.param_groups
             ],
         }
-
-
-def _optimizer(
-    model: nn.Module, config: FitConfig, parameter_groups: Sequence[Mapping[str, Any]] | None
-) -> torch.optim.Optimizer:
-    trained = {id(p): p for p in model.parameters() if p.requires_grad}
-    groups = []
-    for given in parameter_groups or ():
-        unknown = given.keys() - {"params", *_GROUP_KEYS}
-        if unknown:
-            raise ValueError(
-                f"parameter group has unknown keys {sorted(unknown)}; known: params, {', '.join(_GROUP_KEYS)}"
-            )
-        chosen = [given["params"]] if isinstance(given["params"], Tensor) else list(given["params"])
-        if any(id(p) not in trained for p in chosen):
-            raise ValueError(
-                "a parameter group holds a tensor twice, or one that is no trained parameter of the model"
-            )
-        groups.append(_group([trained.pop(id(p)) for p in chosen], config, given))
-    groups.append(_group(list(trained.values()), config, {}))
-    groups = [group for group in groups if group["params"]]
-    if not groups:
-        raise ValueError("the model has no parameter to train")
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=config.learning_rate, nesterov=config.nesterov)
-    return torch.optim.Adam(groups, lr=config.learning_rate)
-
-
-_GROUP_KEYS = ("learning_rate", "final_learning_rate", "weight_decay", "momentum", "schedule")
-
-
-def _group(parameters: list[Tensor], config: FitConfig, given: Mapping[str, Any]) -> dict[str, Any]:
-    values = {key: given.get(key, getattr(config, key)) for key in _GROUP_KEYS}
-    momentum = values["momentum"]
-    return {
-        "params": parameters,
-        "lr": values["learning_rate"],
-        "base_lr": values["learning_rate"],
-        "final_lr": values["final_learning_rate"],
-        "schedule": values["schedule"],
-        "weight_decay": values["weight_decay"],
-        **({"momentum": momentum} if config.optimizer == "sgd" else {"betas": (momentum, 0.999)}),
-    }
-
-
-def _learning_rate(group: Mapping[str, Any], config: FitConfig, step: int, total: int) -> float:
-    """Learning rate of a group at ``step`` (0-based) of ``total``."""
-    base, final = group["base_lr"], group["final_lr"]
-    if group["schedule"] == "constant":
-        return float(base)
-    if group["schedule"] == "cosine":
-        return float(final + (base - final) * (1 + math.cos(math.pi * step / total)) / 2)
-    warmup = config.warmup_fraction * total
-    if step < warmup:
-        return float(base * (step + 1) / (warmup + 1))
-    return float(base + (final - base) * (step - warmup) / (total - warmup))
 
 
 class _Batches(Dataset[tuple[Tensor, Tensor]]):

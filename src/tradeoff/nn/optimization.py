@@ -1,0 +1,75 @@
+"""The optimizer of a training: parameter groups with rates and schedules of their own."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from tradeoff.nn.fit import FitConfig
+
+Schedule = Literal["constant", "cosine", "one_cycle"]
+
+_GROUP_KEYS = ("learning_rate", "final_learning_rate", "weight_decay", "momentum", "schedule")
+"""What a parameter group may replace of the configuration."""
+
+
+def make_optimizer(
+    model: nn.Module, config: "FitConfig", parameter_groups: Sequence[Mapping[str, Any]] | None
+) -> torch.optim.Optimizer:
+    """SGD or Adam over the given groups and, with the configuration's own values, all other parameters.
+
+    Raises:
+        ValueError: a group has an unknown key or a tensor that is no trained parameter of the model, or there
+            is nothing to train.
+    """
+    trained = {id(p): p for p in model.parameters() if p.requires_grad}
+    groups = []
+    for given in parameter_groups or ():
+        unknown = given.keys() - {"params", *_GROUP_KEYS}
+        if unknown:
+            raise ValueError(
+                f"parameter group has unknown keys {sorted(unknown)}; known: params, {', '.join(_GROUP_KEYS)}"
+            )
+        chosen = [given["params"]] if isinstance(given["params"], Tensor) else list(given["params"])
+        if any(id(p) not in trained for p in chosen):
+            raise ValueError(
+                "a parameter group holds a tensor twice, or one that is no trained parameter of the model"
+            )
+        groups.append(_group([trained.pop(id(p)) for p in chosen], config, given))
+    groups.append(_group(list(trained.values()), config, {}))
+    groups = [group for group in groups if group["params"]]
+    if not groups:
+        raise ValueError("the model has no parameter to train")
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.learning_rate, nesterov=config.nesterov)
+    return torch.optim.Adam(groups, lr=config.learning_rate)
+
+
+def _group(parameters: list[Tensor], config: "FitConfig", given: Mapping[str, Any]) -> dict[str, Any]:
+    values = {key: given.get(key, getattr(config, key)) for key in _GROUP_KEYS}
+    momentum = values["momentum"]
+    return {
+        "params": parameters,
+        "lr": values["learning_rate"],
+        "base_lr": values["learning_rate"],
+        "final_lr": values["final_learning_rate"],
+        "schedule": values["schedule"],
+        "weight_decay": values["weight_decay"],
+        **({"momentum": momentum} if config.optimizer == "sgd" else {"betas": (momentum, 0.999)}),
+    }
+
+
+def learning_rate(group: Mapping[str, Any], config: "FitConfig", step: int, total: int) -> float:
+    """Learning rate of a group at ``step`` (0-based) of ``total``."""
+    base, final = group["base_lr"], group["final_lr"]
+    if group["schedule"] == "constant":
+        return float(base)
+    if group["schedule"] == "cosine":
+        return float(final + (base - final) * (1 + math.cos(math.pi * step / total)) / 2)
+    warmup = config.warmup_fraction * total
+    if step < warmup:
+        return float(base * (step + 1) / (warmup + 1))
+    return float(base + (final - base) * (step - warmup) / (total - warmup))
