@@ -29,7 +29,7 @@ namespace {
 using Word = uint64_t;
 
 constexpr Index kGrain = 4096;  // words a thread must get to be worth starting
-constexpr Index kBlock = 64;    // words of output that a block of gathering makes
+constexpr Index kBlock = 256;   // words of a row that a kernel goes through at a time
 
 constexpr int inputs_of(int radix, bool last) { return (radix == 4 ? 7 : 3) - last; }
 constexpr int products_of(int radix, bool last) { return radix == 4 ? (last ? 15 : 22) : (last ? 1 : 2); }
@@ -109,7 +109,7 @@ struct Piece<2> {
     using type = uint32_t;
 };
 
-// The residues of `count` <= kBlock words of output each.
+// The residues of radix * count words: `radix` rows of count <= kBlock words.
 template <int radix>
 TRADEOFF_INLINE void gather(const Word *__restrict stream, Index count, Word (*__restrict rows)[kBlock]) {
     using Part = typename Piece<radix>::type;
@@ -149,13 +149,15 @@ struct Mask {
     }
 };
 
-// Column j of the matrices of a level.
-struct Column {
-    const Word *__restrict data;
-    Index m;
-    TRADEOFF_INLINE Word operator[](int row) const { return data[row * m]; }
+// A block of words that stays in the cache.
+struct alignas(64) Block {
+    Word words[kBlock];
+    TRADEOFF_INLINE Word &operator[](Index j) { return words[j]; }
+    TRADEOFF_INLINE Word operator[](Index j) const { return words[j]; }
 };
 
+// The kernels below go row by row within blocks of columns: some forty streams that are apart by a power of two would
+// evict each other from the cache.
 template <int radix, bool last>
 struct Evaluate {
     const Word *opened, *linear, *masks, *products;
@@ -163,39 +165,66 @@ struct Evaluate {
     Index m;
     Word ones;  // all ones at the party that adds the public product, else zero
 
-    // The share of p3 p2 p1 z from that of p3 p2 p1; the others are the rows of the products of masks.
-    template <int z, int p3z, int p2z, int p1z, int p32z, int p31z, int p21z, int p321z>
-    static TRADEOFF_INLINE Word with(Word share, Column d, Column a, Column products) {
-        return (d[z] & share) ^ products[p321z] ^ (d[0] & products[p21z]) ^ (d[1] & products[p31z]) ^
-               (d[2] & products[p32z]) ^ (d[0] & d[1] & products[p1z]) ^ (d[0] & d[2] & products[p2z]) ^
-               (d[1] & d[2] & products[p3z]) ^ (d[0] & d[1] & d[2] & a[z]);
+    // out = d0 x ^ d1 y ^ both z ^ k for rows x, y, z, k: a product of three inputs but for what its third one selects.
+    static TRADEOFF_INLINE void two_opened(const Block &d0, const Block &d1, const Block &both, const Word *__restrict x,
+                                           const Word *__restrict y, const Word *__restrict z,
+                                           const Word *__restrict k, Index count, Block &out) {
+        for (Index j = 0; j < count; ++j) out[j] = k[j] ^ (d0[j] & x[j]) ^ (d1[j] & y[j]) ^ (both[j] & z[j]);
+    }
+
+    // out ^= the share of p3 p2 p1 z, from that of p3 p2 p1 and the rows of the products of masks.
+    TRADEOFF_INLINE void add_four(int z, const int (&rows)[7], Index at, Index count, const Block (&d)[7],
+                                  const Block &d01, const Block &p321, Block &out) const {
+        const auto row = [&](int i) TRADEOFF_LAMBDA_INLINE { return products + rows[i] * m + at; };
+        const Word *__restrict p3z = row(0), *__restrict p2z = row(1), *__restrict p1z = row(2);
+        const Word *__restrict mask = masks + z * m + at;
+        for (Index j = 0; j < count; ++j)
+            out[j] ^= (d[z][j] & p321[j]) ^ (d01[j] & (p1z[j] ^ (d[2][j] & mask[j]))) ^
+                      (d[2][j] & ((d[0][j] & p2z[j]) ^ (d[1][j] & p3z[j])));
+        const Word *__restrict p32z = row(3), *__restrict p31z = row(4), *__restrict p21z = row(5);
+        const Word *__restrict p321z = row(6);
+        for (Index j = 0; j < count; ++j)
+            out[j] ^= p321z[j] ^ (d[0][j] & p21z[j]) ^ (d[1][j] & p31z[j]) ^ (d[2][j] & p32z[j]);
     }
 
     TRADEOFF_INLINE void run(Index begin, Index end) const {
-        const Word *__restrict opened_ = opened, *__restrict masks_ = masks, *__restrict products_ = products;
-        const Word *__restrict linear_ = linear;
-        Word *__restrict g_ = g, *__restrict p_ = p;
-#pragma GCC ivdep
-        for (Index j = begin; j < end; ++j) {
-            const Column d{opened_ + j, m}, a{masks_ + j, m}, k{products_ + j, m};
+        Block d[7], seen, result;
+        for (Index at = begin; at < end; at += kBlock) {
+            const Index count = std::min(kBlock, end - at);
+            const auto mask = [&](int i) TRADEOFF_LAMBDA_INLINE { return masks + i * m + at; };
+            const auto product = [&](int i) TRADEOFF_LAMBDA_INLINE { return products + i * m + at; };
+            for (int i = 0; i < inputs_of(radix, last); ++i)
+                std::memcpy(d[i].words, opened + i * m + at, sizeof(Word) * static_cast<size_t>(count));
+            // The share of input 0 times an opened one: its mask, and its opened value at one party.
+            for (Index j = 0; j < count; ++j) seen[j] = mask(0)[j] ^ (d[0][j] & ones);
+            const auto two = [&](int z, int row, const Word *start, Word *out) TRADEOFF_LAMBDA_INLINE {
+                const Word *__restrict k = product(row), *__restrict a = mask(z);
+                for (Index j = 0; j < count; ++j)
+                    out[j] = (start ? start[j] : 0) ^ k[j] ^ (d[0][j] & a[j]) ^ (d[z][j] & seen[j]);
+            };
             if (radix == 2) {
-                const Word seen = a[0] ^ (d[0] & ones);
-                g_[j] = linear_[j] ^ k[0] ^ (d[0] & a[1]) ^ (d[1] & seen);
-                if (!last) p_[j] = k[1] ^ (d[0] & a[2]) ^ (d[2] & seen);
-            } else {
-                const Word both = d[0] & d[1], seen = a[0] ^ (d[0] & ones);
-                const Word p3g2 = k[0] ^ (d[0] & a[3]) ^ (d[3] & seen);
-                const Word p32 = k[1] ^ (d[0] & a[1]) ^ (d[1] & seen);
-                const Word p32g1 = (d[4] & p32) ^ k[4] ^ (d[0] & k[3]) ^ (d[1] & k[2]) ^ (both & a[4]);
-                const Word p321 = (d[2] & p32) ^ k[10] ^ (d[0] & k[7]) ^ (d[1] & k[5]) ^ (both & a[2]);
-                g_[j] = linear_[j] ^ p3g2 ^ p32g1 ^ with<5, 6, 8, 9, 11, 12, 13, 14>(p321, d, a, k);
-                if (!last) p_[j] = with<6, 15, 16, 17, 18, 19, 20, 21>(p321, d, a, k);
+                two(1, 0, linear + at, g + at);
+                if (!last) two(2, 1, nullptr, p + at);
+                continue;
             }
+            Block d01, p32, p321;
+            for (Index j = 0; j < count; ++j) d01[j] = d[0][j] & d[1][j];
+            two(1, 1, nullptr, p32.words);
+            two_opened(d[0], d[1], d01, product(7), product(5), mask(2), product(10), count, p321);
+            for (Index j = 0; j < count; ++j) p321[j] ^= d[2][j] & p32[j];
+            two_opened(d[0], d[1], d01, product(3), product(2), mask(4), product(4), count, result);
+            for (Index j = 0; j < count; ++j) result[j] ^= (d[4][j] & p32[j]) ^ linear[at + j];
+            two(3, 0, result.words, result.words);
+            add_four(5, {6, 8, 9, 11, 12, 13, 14}, at, count, d, d01, p321, result);
+            std::memcpy(g + at, result.words, sizeof(Word) * static_cast<size_t>(count));
+            if (last) continue;
+            std::memset(result.words, 0, sizeof result.words);
+            add_four(6, {15, 16, 17, 18, 19, 20, 21}, at, count, d, d01, p321, result);
+            std::memcpy(p + at, result.words, sizeof(Word) * static_cast<size_t>(count));
         }
     }
 };
 
-// Row by row within blocks: some forty streams apart by a power of two would evict each other from the cache.
 template <int radix, bool last>
 struct Corrections {
     const Word *masks0, *masks1, *products0;

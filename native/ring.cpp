@@ -300,6 +300,40 @@ struct Output {
     }
 };
 
+// out += weight * x over a row: one tap of a depthwise convolution, or one term of a thin product.
+template <class T>
+TRADEOFF_INLINE void add_scaled(T *out, const T *x, T weight, Index count, Index step) {
+    if (step == 1)
+        for (Index j = 0; j < count; ++j) out[j] += weight * x[j];
+    else
+        for (Index j = 0; j < count; ++j) out[j] += weight * x[j * step];
+}
+template <class T>
+void add_scaled_portable(T *out, const T *x, T weight, Index count, Index step) {
+    add_scaled(out, x, weight, count, step);
+}
+template <class T>
+TRADEOFF_AVX2 void add_scaled_avx2(T *out, const T *x, T weight, Index count, Index step) {
+    add_scaled(out, x, weight, count, step);
+}
+
+// A product of so few rows that packing the right operand would cost more than the product: row by row of B.
+constexpr Index kThin = 2;
+
+template <class T>
+void multiply_thin(const T *a, const T *b, T *out, Index rows, Index depth, Index columns, Index threads) {
+    const auto add = isa() == Isa::portable ? add_scaled_portable<T> : add_scaled_avx2<T>;
+    parallel_ranges(columns, 64, 1 + kSerialWork / depth, threads, [&](Index begin, Index end) {
+        for (Index first = begin; first < end; first += kColumns) {  // outputs stay in the first cache
+            const Index count = std::min(kColumns, end - first);
+            for (Index i = 0; i < rows; ++i) std::fill_n(out + i * columns + first, count, T(0));
+            for (Index k = 0; k < depth; ++k)
+                for (Index i = 0; i < rows; ++i)
+                    add(out + i * columns + first, b + k * columns + first, a[i * depth + k], count, 1);
+        }
+    });
+}
+
 // The part [rows) x [columns) of the product, by one thread.
 template <class T, class Columns>
 void multiply_part(const MicroKernel<T> &kernel, const T *a, const Columns &b, const Output<T> &out, Index depth,
@@ -364,23 +398,6 @@ void multiply(const T *a, const Columns &b, const Output<T> &out, Index rows, In
     }
 #pragma omp parallel for num_threads(static_cast<int>(parts)) schedule(static, 1)
     for (Index index = 0; index < parts; ++index) part(index);
-}
-
-// One tap of a depthwise convolution over a row of outputs.
-template <class T>
-TRADEOFF_INLINE void add_scaled(T *out, const T *x, T weight, Index count, Index step) {
-    if (step == 1)
-        for (Index j = 0; j < count; ++j) out[j] += weight * x[j];
-    else
-        for (Index j = 0; j < count; ++j) out[j] += weight * x[j * step];
-}
-template <class T>
-void add_scaled_portable(T *out, const T *x, T weight, Index count, Index step) {
-    add_scaled(out, x, weight, count, step);
-}
-template <class T>
-TRADEOFF_AVX2 void add_scaled_avx2(T *out, const T *x, T weight, Index count, Index step) {
-    add_scaled(out, x, weight, count, step);
 }
 
 struct Geometry {
@@ -459,8 +476,12 @@ void ring_matmul(Matrix<const T> a, Matrix<const T> b, Matrix<T> out, Index thre
     require(Index(b.shape(0)) == depth, "the inner dimensions of the operands differ");
     require(Index(out.shape(0)) == rows && Index(out.shape(1)) == columns, "out has the wrong shape");
     nb::gil_scoped_release release;
-    if (depth == 0) {
+    if (depth == 0 || columns == 0) {
         std::fill(out.data(), out.data() + rows * columns, T(0));
+        return;
+    }
+    if (rows <= kThin) {
+        multiply_thin(a.data(), b.data(), out.data(), rows, depth, columns, threads);
         return;
     }
     const MatrixColumns<T> right{b.data(), columns};
