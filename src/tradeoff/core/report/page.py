@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..outcome import Outcome
 from ..quantities import QUANTITIES
 from .figure import PALETTE, axis_label, logarithmic
-from .summary import Row, kinds, readable, summarize
+from .summary import Row, kinds, origin, readable, summarize
 
 if TYPE_CHECKING:
     from ..study import Study
@@ -38,7 +37,7 @@ def page_html(study: "Study") -> str:
         kinds={name: kinds(rows, name) for name in study.quantities},
         variants=variants,
         colors={variant: PALETTE[index % len(PALETTE)] for index, variant in enumerate(variants)},
-        provenance=_provenance(study.outcomes),
+        provenance=origin(study.outcomes),
         chart=_chart(rows, study.quantities),
         plotly=Markup(get_plotlyjs()),
         readable=readable,
@@ -89,18 +88,3 @@ def _chart(rows: Sequence[Row], quantities: Sequence[str]) -> dict[str, Any]:
 
 def _label(variant: str, setting: dict[str, Any]) -> str:
     return " ".join([variant, *(f"{key}={value}" for key, value in setting.items())])
-
-
-def _provenance(outcomes: Sequence[Outcome]) -> list[tuple[str, str]]:
-    """Facts about where the outcomes come from, each with all its values."""
-    known = [outcome.provenance for outcome in outcomes if outcome.provenance]
-    facts: dict[str, list[str]] = {
-        "host": [p.host for p in known],
-        "machine": [f"{p.machine}, {p.cores} cores" for p in known],
-        "device": [f"{p.device}, {p.threads} threads a trial" for p in known],
-        "versions": [", ".join(f"{name} {version}" for name, version in p.versions.items()) for p in known],
-        "commit": [p.commit or "not from a git checkout" for p in known],
-        "started": sorted(p.started.strftime("%Y-%m-%d %H:%M UTC") for p in known)[:1],
-        "computed": [readable(sum(p.seconds for p in known), "s")],
-    }
-    return [(name, "; ".join(dict.fromkeys(values))) for name, values in facts.items() if values]

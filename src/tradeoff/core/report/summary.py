@@ -78,6 +78,21 @@ def kinds(rows: Sequence[Row], name: str) -> str:
     return ", ".join(dict.fromkeys(kind for estimate in present for kind in estimate.kinds))
 
 
+def origin(outcomes: Sequence[Outcome]) -> list[tuple[str, str]]:
+    """Facts about where the outcomes come from, each with all its values."""
+    known = [outcome.provenance for outcome in outcomes if outcome.provenance]
+    facts: dict[str, list[str]] = {
+        "host": [p.host for p in known],
+        "machine": [f"{p.machine}, {p.cores} cores" for p in known],
+        "device": [f"{p.device}, {p.threads} threads a trial" for p in known],
+        "versions": [", ".join(f"{name} {version}" for name, version in p.versions.items()) for p in known],
+        "commit": [p.commit or "not from a git checkout" for p in known],
+        "started": sorted(p.started.strftime("%Y-%m-%d %H:%M UTC") for p in known)[:1],
+        "computed": [readable(sum(p.seconds for p in known), "s")],
+    }
+    return [(name, "; ".join(dict.fromkeys(values))) for name, values in facts.items() if values]
+
+
 def readable(value: float, unit: str) -> str:
     """A value for people: ``1.24 MB``, ``35 ms``, ``0.8125``, ``4,096 ReLUs``."""
     scale, unit = _scale(value, unit)
