@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tradeoff.data import images
-from tradeoff.nn.augment import crop_and_flip, flip, random_crop
+from tradeoff.nn.augment import crop_and_flip, flip, random_crop, resize
 from tradeoff.nn.checkpoint import CheckpointMismatch, load_checkpoint, save_checkpoint
 from tradeoff.nn.fit import FitConfig, evaluate, fit
 from tradeoff.nn.lookahead import Lookahead
@@ -54,6 +54,26 @@ def test_augmentation_is_drawn_from_the_generator_alone():
     flipped = (unpadded != x).flatten(1).any(1)
     assert 60 < int(flipped.sum()) < 140
     assert crop_and_flip(x, 0, False, torch.Generator()) is x
+
+
+def test_images_grow_to_full_size():
+    data = torch.utils.data.TensorDataset(torch.randn(40, 1, 16, 24), torch.zeros(40, dtype=torch.int64))
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 2))
+    sizes = []
+
+    def loss(model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        sizes.append(tuple(inputs.shape[2:]))
+        return nn.functional.cross_entropy(model(inputs), targets)
+
+    config = FitConfig(epochs=2, batch_size=4, initial_scale=0.5, full_size_fraction=0.25)
+    fit(model, data, None, config, loss=loss)
+    assert sizes[0] == (8, 12)
+    assert sizes == sorted(sizes)
+    assert sizes.count((16, 24)) == 5
+    assert len(set(sizes)) > 3
+    constant = resize(torch.full((2, 3, 16, 16), 0.7), 0.5)
+    assert constant.shape == (2, 3, 8, 8)
+    torch.testing.assert_close(constant, torch.full_like(constant, 0.7))
 
 
 def test_lookahead_follows_its_equation():

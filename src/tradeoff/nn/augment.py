@@ -1,4 +1,4 @@
-"""Augmentation of image batches as tensors: random crops after zero padding, and horizontal flips."""
+"""Augmentation of image batches as tensors: random crops after zero padding, flips, and resizing."""
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -21,6 +21,21 @@ def random_crop(
 def flip(x: Float[Tensor, "batch channels height width"], flipped: Bool[Tensor, " batch"]) -> Tensor:
     """Mirror the images marked in ``flipped`` left to right."""
     return torch.where(flipped.view(-1, 1, 1, 1), x.flip(3), x)
+
+
+def progressive_scale(progress: float, initial_scale: float, full_fraction: float) -> float:
+    """Scale of the sides at ``progress`` in [0, 1): from ``initial_scale`` linearly to 1, then 1 for the
+    last ``full_fraction`` of training (progressive resizing: Howard et al., DAWNBench 2018)."""
+    growth = min(1.0, progress / (1 - full_fraction)) if full_fraction < 1 else 1.0
+    return initial_scale + (1 - initial_scale) * growth
+
+
+def resize(x: Float[Tensor, "batch channels height width"], scale: float, multiple: int = 4) -> Tensor:
+    """Images with sides ``scale`` times as long, rounded down to a multiple of ``multiple`` pixels."""
+    height, width = (max(multiple, int(side * scale) // multiple * multiple) for side in x.shape[2:])
+    if scale >= 1 or (height, width) == x.shape[2:]:
+        return x
+    return functional.interpolate(x, (height, width), mode="bilinear", antialias=True)
 
 
 def crop_and_flip(

@@ -26,7 +26,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from tradeoff.core.errors import TradeoffError
-from tradeoff.nn.augment import crop_and_flip
+from tradeoff.nn.augment import crop_and_flip, progressive_scale, resize
 from tradeoff.nn.checkpoint import CheckpointMismatch, load_checkpoint, save_checkpoint
 from tradeoff.nn.lookahead import Lookahead
 from tradeoff.nn.optimization import Schedule, learning_rate, make_optimizer
@@ -67,6 +67,8 @@ class FitConfig(BaseModel):
         clip_norm: largest norm of the gradient of all parameters; None for no limit.
         crop_padding: pixels of zero padding before a random crop; 0 for none.
         flip: mirror half of the training images.
+        initial_scale: of the training images' sides; they grow linearly to full size, which the last
+            ``full_size_fraction`` of the steps have. Smaller images make the first epochs cheap.
         channels_last: memory format of the model and the batches.
         checkpoint_seconds: least time between two checkpoints, which are written at ends of epochs and, when
             an epoch takes longer, between steps.
@@ -93,6 +95,8 @@ class FitConfig(BaseModel):
     clip_norm: float | None = Field(None, gt=0)
     crop_padding: int = Field(0, ge=0)
     flip: bool = False
+    initial_scale: float = Field(1.0, gt=0, le=1)
+    full_size_fraction: float = Field(0.2, gt=0, le=1)
     channels_last: bool = False
     checkpoint_seconds: float = Field(60.0, ge=0)
     evaluate_every: int = Field(1, ge=1)
@@ -349,6 +353,10 @@ class _Fit:
         generator = torch.Generator().manual_seed(_mix(seed))
         inputs = inputs.to(state.device, non_blocking=True)
         inputs = crop_and_flip(inputs, config.crop_padding, config.flip, generator)
+        if config.initial_scale < 1:
+            progress = state.step / state.total_steps
+            scale = progressive_scale(progress, config.initial_scale, config.full_size_fraction)
+            inputs = resize(inputs, scale)
         if config.channels_last:
             inputs = inputs.to(memory_format=torch.channels_last)
         for group in state.optimizer.param_groups:
