@@ -51,15 +51,15 @@ def kernels(shape: tuple[int, int, int]) -> dict[str, Callable[[], Any]]:
     return runs
 
 
-def measure(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+def measure(runs: dict[str, Callable[[], Any]], rounds: int, clock: Callable[[], float]) -> dict[str, float]:
     """Median seconds of each product; a first round of all of them is thrown away."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for index in range(rounds + 1):
         for name, run in runs.items():
-            start = time.perf_counter()
+            start = clock()
             run()
             if index:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock() - start)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
@@ -69,13 +69,20 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", default=SHAPES, help="MxKxN each")
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--cpu-time",
+        action="store_true",
+        help="count processor time, all threads together, not the wall clock: for a machine with other work",
+    )
     parser.add_argument("--json", help="write the measurements to this file; - for standard output")
     options = parser.parse_args()
+    clock = time.process_time if options.cpu_time else time.perf_counter
     results = []
     console = Console(file=sys.stderr if options.json == "-" else sys.stdout)
     console.print(f"{ring.backend()}, NumPy {np.__version__}, torch {torch.__version__}")
     for threads in options.threads:
-        table = Table(title=f"{threads} thread(s): median ms (times as fast as torch int64)")
+        measured = "processor" if options.cpu_time else "wall"
+        table = Table(title=f"{threads} thread(s): median {measured} ms (times as fast as torch int64)")
         table.add_column("M x K x N")
         for text in options.shapes:
             sizes = text.split("x")
@@ -84,7 +91,7 @@ def main() -> None:
             shape = (int(sizes[0]), int(sizes[1]), int(sizes[2]))
             torch.set_num_threads(threads)  # the native kernels follow it
             with threadpool_limits(threads, user_api="blas"):
-                seconds = measure(kernels(shape), options.rounds)
+                seconds = measure(kernels(shape), options.rounds, clock)
             if len(table.columns) == 1:
                 for name in seconds:
                     table.add_column(name, justify="right")
@@ -93,7 +100,12 @@ def main() -> None:
             results.append({"shape": shape, "threads": threads, "seconds": seconds})
         console.print(table)
     if options.json:
-        document = {"backend": ring.backend(), "native": native.describe(), "results": results}
+        document = {
+            "backend": ring.backend(),
+            "native": native.describe(),
+            "clock": clock.__name__,
+            "results": results,
+        }
         text = json.dumps(document, indent=2)
         if options.json == "-":
             print(text)

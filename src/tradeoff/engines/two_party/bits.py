@@ -226,7 +226,7 @@ class Level:
                 self.radix, self.last, opened, linear, masks, products, party, g, p, native.threads()
             )
             return g, p
-        shares = {(i,): masks[i] for i in range(self.inputs)}
+        shares: dict[tuple[int, ...], Words] = {(i,): masks[i] for i in range(self.inputs)}
         shares |= {subset: products[k] for k, subset in enumerate(self.product_sets)}
         results = [_product_share(term, opened, shares, party) for term in self.terms]
         generate = reduce(np.bitwise_xor, results[: len(_GENERATE[self.radix])], linear)
@@ -269,7 +269,7 @@ class Level:
             raise ValueError(
                 f"{name} must be a contiguous uint64 matrix of {count} rows, not {rows.dtype} {rows.shape}"
             )
-        return rows.shape[1]
+        return int(rows.shape[1])
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ def truncation(c: Ring, rho: Ring, m: Ring, shift: int, party: int) -> Ring:
         out = np.empty_like(c)
         kernels.step_truncation(*_flat(c, rho, m), shift, party, out, native.threads())
         return out
-    share = (kind(1) - (c >> kind(width - 1))) * (m << kind(width - shift)) - rho
+    share: Ring = (kind(1) - (c >> kind(width - 1))) * (m << kind(width - shift)) - rho
     return share + _opened_part(c, shift) if party == 0 else share
 
 
@@ -53,7 +53,8 @@ def relu(c: Ring, x: Ring, t: Words, s: Ring, r_s: Ring) -> Ring:
         return out
     product = c * s - r_s
     bit = unpack(t, c.size).astype(kind)
-    return bit * x + (kind(1) - bit - bit) * product
+    result: Ring = bit * x + (kind(1) - bit - bit) * product
+    return result
 
 
 def truncated_relu(
@@ -78,7 +79,8 @@ def truncated_relu(
     product = _opened_part(c, shift) * s - rho_s
     product += (kind(1) - (c >> kind(width - 1))) * (m_s << kind(width - shift))
     bit = unpack(t, c.size).astype(kind)
-    return bit * value + (kind(1) - bit - bit) * product
+    result: Ring = bit * value + (kind(1) - bit - bit) * product
+    return result
 
 
 def truncation_corrections(r: Ring, rho0: Ring, m0: Ring, shift: int) -> Ring:
@@ -133,7 +135,8 @@ def truncated_relu_corrections(
 def _opened_part(c: Ring, shift: int) -> Ring:
     """(c >> f) - 2^(L-2-f): the public part of a truncated value."""
     kind, width = c.dtype.type, 8 * c.dtype.itemsize
-    return (c >> kind(shift)) - kind(1 << (width - 2 - shift))
+    result: Ring = (c >> kind(shift)) - kind(1 << (width - 2 - shift))
+    return result
 
 
 def _check_party(party: int) -> None:

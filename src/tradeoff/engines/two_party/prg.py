@@ -81,7 +81,7 @@ class Stream:
         if self._ledger is not None:
             self._ledger.record(self._key, self._position, self._position + out.nbytes)
         self._position += out.nbytes
-        view = memoryview(out).cast("B") if out.ndim else memoryview(out.reshape(1)).cast("B")
+        view = out.reshape(-1).data.cast("B")
         zeros = memoryview(_ZEROS)
         for start in range(0, len(view), len(_ZEROS)):
             part = view[start : start + len(_ZEROS)]
