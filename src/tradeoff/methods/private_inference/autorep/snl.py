@@ -7,7 +7,7 @@ count meets the budget, shares are rounded and the network is finetuned with dis
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +101,7 @@ class SelectiveLinearization:
         *,
         score_learning_rate: float | None = None,
         checkpoint: Path | None = None,
+        callbacks: Sequence[Callback] = (),
     ) -> History:
         """Run both phases. Steps that the first one leaves, as its budget is met early, go to the second.
 
@@ -111,6 +112,7 @@ class SelectiveLinearization:
             finetuning: of the second, with ``steps`` if ``replacement`` has ``steps``.
             score_learning_rate: constant rate of the shares; by default that of ``replacement``.
             checkpoint: folder to resume from and to write to.
+            callbacks: of :func:`tradeoff.nn.fit.fit`.
         """
         if checkpoint is not None:
             checkpoint.mkdir(parents=True, exist_ok=True)
@@ -128,7 +130,7 @@ class SelectiveLinearization:
             replacement,
             loss=self.loss,
             parameter_groups=[group],
-            callbacks=[pressure],
+            callbacks=[pressure, *callbacks],
             checkpoint=checkpoint and checkpoint / "replacement.safetensors",
         )
         if finetuning.steps is not None and replacement.steps is not None:
@@ -136,7 +138,9 @@ class SelectiveLinearization:
             finetuning = finetuning.model_copy(update={"steps": finetuning.steps + left})
         self.rounded = self._round()
         folder = checkpoint and checkpoint / "finetuning"
-        second = self.rounded.fit(train, validation, replacement, finetuning, checkpoint=folder)
+        second = self.rounded.fit(
+            train, validation, replacement, finetuning, checkpoint=folder, callbacks=callbacks
+        )
         return History(history.epochs + second.epochs)
 
     def loss(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:

@@ -1,0 +1,99 @@
+"""A compressed network as a folder: weights, what became of each activation, and the plan for engines."""
+
+import json
+from pathlib import Path
+from typing import Literal
+
+import pydantic
+import torch
+from torch import nn
+
+from tradeoff.nn import plan
+from tradeoff.nn.models import ArchMismatch, build, load_weights, save_weights
+from tradeoff.nn.polynomial import MaskedReLU, Polynomial
+from tradeoff.nn.surgery import Site, activation_sites, replace_sites
+
+WEIGHTS, CONFIG, PLAN = "model.safetensors", "config.json", "plan.safetensors"
+
+
+class Activation(pydantic.BaseModel):
+    """What stands at one site: its kind, and the number of coefficients per channel of its polynomial."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["relu", "identity", "polynomial", "masked_relu"]
+    terms: int = pydantic.Field(default=0, ge=0, le=5)
+
+    @classmethod
+    def of(cls, module: nn.Module) -> "Activation":
+        """Describe an activation module."""
+        if isinstance(module, Polynomial | MaskedReLU):
+            kind: Literal["polynomial", "masked_relu"] = (
+                "polynomial" if isinstance(module, Polynomial) else "masked_relu"
+            )
+            return cls(kind=kind, terms=len(module.coefficients))
+        return cls(kind="identity" if isinstance(module, nn.Identity) else "relu")
+
+    def module(self, site: Site) -> nn.Module:
+        """Make the module, with values to be loaded."""
+        coefficients = torch.zeros(self.terms or 1, site.shape[0])
+        if self.kind == "masked_relu":
+            return MaskedReLU(torch.zeros(site.shape, dtype=torch.bool), coefficients, site.name)
+        if self.kind == "polynomial":
+            return Polynomial(coefficients)
+        return nn.Identity() if self.kind == "identity" else nn.ReLU()
+
+
+class CompressedConfig(pydantic.BaseModel):
+    """Everything but the weights that :func:`load_compressed` needs."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+    format: Literal["tradeoff-autorep-1"] = "tradeoff-autorep-1"
+    arch: str
+    num_classes: int
+    input_shape: tuple[int, int, int]
+    activations: dict[str, Activation]
+
+
+def save_compressed(
+    folder: Path, network: nn.Module, *, arch: str, num_classes: int, input_shape: tuple[int, int, int]
+) -> None:
+    """Write a finalized network to a folder, which is made if needed.
+
+    Args:
+        folder: gets ``model.safetensors``, ``config.json`` and ``plan.safetensors``.
+        network: of :func:`finalize`.
+        arch: of :data:`tradeoff.nn.models.ARCHITECTURES` that the network was made from.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    sites = activation_sites(build(arch, num_classes, input_shape), input_shape)
+    activations = {site.name: Activation.of(network.get_submodule(site.name)) for site in sites}
+    config = CompressedConfig(
+        arch=arch, num_classes=num_classes, input_shape=input_shape, activations=activations
+    )
+    save_weights(network, folder / WEIGHTS)
+    (folder / CONFIG).write_text(config.model_dump_json(indent=2) + "\n")
+    plan.save(plan.trace(network.cpu(), input_shape), folder / PLAN)
+
+
+def load_compressed(folder: Path) -> nn.Module:
+    """Read what :func:`save_compressed` wrote, in evaluation mode.
+
+    Raises:
+        FileNotFoundError: no such folder, or a file is missing.
+        ArchMismatch: the files do not belong together, or are not of this format.
+    """
+    try:
+        config = CompressedConfig.model_validate_json((folder / CONFIG).read_bytes())
+        network = build(config.arch, config.num_classes, config.input_shape)
+    except (pydantic.ValidationError, json.JSONDecodeError, ValueError) as error:
+        raise ArchMismatch(f"{folder / CONFIG} does not describe a compressed network: {error}") from None
+    sites = {site.name: site for site in activation_sites(network, config.input_shape)}
+    if sites.keys() != config.activations.keys():
+        different = sorted(sites.keys() ^ config.activations.keys())
+        raise ArchMismatch(f"{folder / CONFIG}: not the activations of {config.arch}: {', '.join(different)}")
+    modules = {name: config.activations[name].module(site) for name, site in sites.items()}
+    replaced = replace_sites(network, modules, config.input_shape)
+    load_weights(replaced, folder / WEIGHTS)
+    return replaced.eval()
