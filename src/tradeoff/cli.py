@@ -36,7 +36,7 @@ class _Verbs(TyperGroup):
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
         """Hand over to the real command."""
-        command = typer.main.get_command(self._entry.load())
+        command = typer.main.get_group(self._entry.load())
         return command.make_context(info_name, args, parent=parent, **extra)
 
 
@@ -64,6 +64,7 @@ app = typer.Typer(
     epilog="Any command takes --debug, which shows where an error comes from.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # its import takes longer than all the rest of the help
 )
 
 
@@ -113,7 +114,9 @@ def run(
     json: Json = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if a claim fails.")] = False,
 ) -> None:
-    """Run a study, or go on with it: table, frontier, claims, and a page to open.
+    """Run a study, or go on with one.
+
+    Prints the table, the frontier and the claims, and writes a page to open.
 
     Exits with 0 after all trials ran, 1 if one failed, 2 for bad input.
     """
@@ -173,7 +176,7 @@ def list_(json: Json = False) -> None:
 
 @app.command()
 def show(name: Name, json: Json = False) -> None:
-    """What a method is, the parameters of its recipe, and the claims that its study checks."""
+    """A method: facts, recipe parameters, claims."""
     from tradeoff.core.registry import load_method
     from tradeoff.core.report.terminal import describe_method, method_document
 
@@ -190,7 +193,10 @@ def compare(
     runs: Runs = Path("runs"),
     json: Json = False,
 ) -> None:
-    """Outcomes of several methods beside each other, on the quantities that they share."""
+    """Outcomes of methods beside each other.
+
+    Shows the quantities that all of them have.
+    """
     from tradeoff.core.report.comparison import compare_studies
 
     comparison = compare_studies([_stored_study(name, runs) for name in names])
@@ -207,7 +213,10 @@ def report(
     runs: Runs = Path("runs"),
     json: Json = False,
 ) -> None:
-    """Write the page and the figure of a run again, from the outcomes that are stored."""
+    """Write the page of a run again.
+
+    From the outcomes that are stored, without running a trial.
+    """
     from tradeoff.core.report import write_report
 
     study = _stored_study(run_, runs)
@@ -217,7 +226,10 @@ def report(
 
 @app.command()
 def doctor(json: Json = False) -> None:
-    """What works on this machine (extras, native code, tools, sandbox, data) and how to get the rest."""
+    """What works here, and how to get the rest.
+
+    Looks at extras, native code, outside tools, the sandbox and data.
+    """
     from tradeoff.core.doctor import examination_table, examine
 
     findings = examine()

@@ -23,8 +23,14 @@ class Comparison:
 
     def table(self, console: Console) -> RenderableType:
         """One row for each cell of each study."""
-        rows = [row for s in self.studies for row in summarize(s.method.card.name, s.outcomes, s.frontier)]
+        rows = [row for s in self.studies for row in summarize(self._label(s), s.outcomes, s.frontier)]
         return outcome_tables(rows, self.quantities, console)
+
+    def _label(self, study: "Study") -> str:
+        """The method's name; with the run's where another run of it is beside."""
+        name = study.method.card.name
+        alone = [other.method.card.name for other in self.studies].count(name) == 1
+        return name if alone else f"{name} {study.folder.path.name[:6]}"
 
     def document(self) -> dict[str, Any]:
         """The same as JSON."""
