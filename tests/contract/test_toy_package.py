@@ -79,13 +79,19 @@ def test_reported(tradeoff: Tradeoff, workplace: Path) -> None:
 
 
 def test_compared(tradeoff: Tradeoff, workplace: Path) -> None:
-    words = ("run", "toy-rounding", "--recipe", "smoke", "--set", "bits=[3]", "--json")
-    coarse = tradeoff(*words, cwd=workplace)
-    other = json.loads(coarse.stdout)["run"]
-    done = tradeoff("compare", "toy-rounding", other, cwd=workplace)
+    words = ("run", "toy-rounding", "--recipe", "smoke", "--json")
+    folders = [
+        json.loads(tradeoff(*words, *change, cwd=workplace).stdout)["run"]
+        for change in ((), ("--set", "bits=[3]"))
+    ]
+    done = tradeoff("compare", *folders, cwd=workplace)
     assert done.returncode == 0
-    for shown in ("model_bytes", "rounding", "cutting", "toy-rounding"):
+    hashes = [Path(folder).name[:6] for folder in folders]
+    for shown in ("model_bytes", "rounding", "cutting", *(f"toy-rounding {name}" for name in hashes)):
         assert shown in done.stdout
+    document = json.loads(tradeoff("compare", *folders, "--json", cwd=workplace).stdout)
+    assert document["quantities"] == ["model_bytes", "accuracy", "training_seconds"]
+    assert [study["run"] for study in document["studies"]] == folders
 
 
 def test_own_verbs(tradeoff: Tradeoff, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, field_validator
 
-from .errors import CardError, RecipeError
+from .errors import CardError, RecipeError, UnknownQuantity
 from .quantities import quantity
 from .recipe import YAML_LIMIT, read_yaml
 
@@ -97,9 +97,9 @@ class Card(_Facts):
             raise CardError(f"{path}: must start with facts between two lines of ---")
         facts, body = text[4:].split("\n---\n", 1)
         try:
-            return cls(**read_yaml(facts.encode(), str(path)), body=body.strip())
-        except RecipeError as error:
-            raise CardError(str(error)) from None
+            return cls(**read_yaml(facts.encode(), "facts"), body=body.strip())
+        except (RecipeError, UnknownQuantity) as error:
+            raise CardError(f"{path}: {error}") from None
         except ValidationError as error:
             faults = "; ".join(f"{'.'.join(map(str, f['loc']))}: {f['msg']}" for f in error.errors())
             raise CardError(f"{path}: {faults}") from None

@@ -8,7 +8,7 @@ from typing import overload
 
 from pydantic import BaseModel, ConfigDict, field_validator
 
-from .errors import MissingOutcome, OutcomeError
+from .errors import MissingOutcome
 from .files import Scalar, canonical
 from .metric import Metric
 from .quantities import quantity
@@ -61,7 +61,7 @@ class Outcome(BaseModel):
         if artifact is not None:
             path = PurePosixPath(artifact)
             if path.is_absolute() or ".." in path.parts:
-                raise OutcomeError(f"artifact {artifact!r} is not a path inside the run folder")
+                raise ValueError(f"artifact {artifact!r} is not a path inside the run folder")
         return artifact
 
 

@@ -1,0 +1,110 @@
+"""Intervals, comparisons, claims and the frontier."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from tradeoff.core import Claim, Finding, Outcome, Outcomes, Trial, Verdict, counted, measured
+from tradeoff.core.frontier import frontier
+from tradeoff.core.statistics import compare, mean_interval, median_interval
+
+VALUES = st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=12)
+
+
+@given(values=VALUES)
+def test_interval_is_students(values: list[float]) -> None:
+    mean, low, high = mean_interval(values)
+    error = stats.sem(values)
+    expected = (
+        stats.t.interval(0.95, len(values) - 1, loc=np.mean(values), scale=error) if error else (mean, mean)
+    )
+    assert (low, high) == pytest.approx(expected, rel=1e-6, abs=1e-6)
+
+
+def test_interval_of_one_value_and_of_none() -> None:
+    assert mean_interval([3.0]) == (3.0, -math.inf, math.inf)
+    with pytest.raises(ValueError, match="at least one"):
+        mean_interval([])
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "margin", "verdict"),
+    [
+        ([0.90, 0.91, 0.92], [0.80, 0.81, 0.82], 0.0, Verdict.HOLDS),
+        ([0.90, 0.91, 0.92], [0.80, 0.81, 0.82], 0.2, Verdict.FAILS),
+        ([0.80, 0.81, 0.82], [0.90, 0.91, 0.92], 0.0, Verdict.FAILS),
+        ([0.9, 0.1, 0.5], [0.4, 0.5, 0.5], 0.0, Verdict.UNDECIDED),
+        ([0.9], [0.1], 0.0, Verdict.UNDECIDED),
+        ([0.5, 0.5], [0.5, 0.5], 0.0, Verdict.FAILS),
+        # The seeds differ far more than the variants do: pairing decides it.
+        ([0.11, 0.52, 0.91], [0.10, 0.51, 0.90], 0.0, Verdict.HOLDS),
+    ],
+)
+def test_compare(a: list[float], b: list[float], margin: float, verdict: Verdict) -> None:
+    finding = compare(a, b, margin)
+    assert finding.verdict is verdict
+    assert finding.numbers["seeds"] == len(a)
+    assert finding.numbers["difference"] == pytest.approx(np.mean(a) - np.mean(b))
+
+
+def test_compare_refuses_what_it_cannot_pair() -> None:
+    with pytest.raises(ValueError, match="cannot pair"):
+        compare([1, 2], [1])
+
+
+def test_median_interval_covers() -> None:
+    random = np.random.default_rng(1)
+    hits = 0
+    for _ in range(100):
+        _, low, high = median_interval(random.normal(size=30))
+        hits += low <= 0 <= high
+    assert hits >= 85
+
+
+def cell(variant: str, points: list[tuple[float, float]]) -> list[Outcome]:
+    return [
+        Outcome(
+            trial=Trial(variant=variant, seed=seed),
+            metrics={"online_bytes": counted(x), "accuracy": measured(y)},
+        )
+        for seed, (x, y) in enumerate(points)
+    ]
+
+
+def test_frontier_is_on_means_and_in_the_right_directions() -> None:
+    # `lucky` has the best single trial, and the worst mean.
+    outcomes = Outcomes(
+        [
+            *cell("cheap", [(1, 0.5), (1, 0.5)]),
+            *cell("good", [(5, 0.9), (5, 0.8)]),
+            *cell("lucky", [(5, 0.95), (5, 0.1)]),
+            *cell("dear", [(9, 0.85)]),
+            Outcome(trial=Trial(variant="partial"), metrics={"accuracy": measured(1.0)}),
+        ]
+    )
+    assert frontier(outcomes, "online_bytes", "accuracy") == [0, 1, 2, 3]
+
+
+@given(points=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=12))
+def test_frontier_is_what_nothing_beats(points: list[tuple[int, int]]) -> None:
+    outcomes = Outcomes(o for index, point in enumerate(points) for o in cell(f"v{index}", [point]))
+    winners = {points[index] for index in frontier(outcomes, "online_bytes", "accuracy")}
+    for x, y in points:
+        beaten = any((a <= x and b >= y) and (a, b) != (x, y) for a, b in points)
+        assert ((x, y) in winners) == (not beaten)
+
+
+def test_a_claim_that_cannot_be_checked_is_undecided_and_says_why() -> None:
+    missing = Claim("a", "b", lambda outcomes: compare(outcomes.where("x").values("accuracy"), [1]))
+    assert missing.evaluate(Outcomes()) == Finding(
+        verdict=Verdict.UNDECIDED, numbers={"reason": "no outcome to take accuracy from"}
+    )
+    broken = Claim(
+        "a", "b", lambda outcomes: Finding(verdict=Verdict.HOLDS, numbers={"x": 1 / len(outcomes)})
+    )
+    assert broken.evaluate(Outcomes()).numbers == {"error": "ZeroDivisionError: division by zero"}
+    assert broken.evaluate(Outcomes()).verdict is Verdict.UNDECIDED
