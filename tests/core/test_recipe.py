@@ -16,7 +16,7 @@ class Training(BaseModel, extra="forbid", frozen=True):
 
 
 class ExampleRecipe(Recipe):
-    budgets: list[int] = [400]
+    budgets: list[int] = Field(default=[400])
     name: str = "x"
     limit: int | None = 3
     training: Training = Training()
@@ -51,13 +51,9 @@ def test_load_with_changes(file: Path) -> None:
         ("budgets", "--set 'budgets': write key=value"),
         ("=3", "write key=value"),
         ("name=[", "not valid YAML"),
-        ("name=&a x", "name"),
     ],
 )
 def test_bad_changes(file: Path, change: str, message: str) -> None:
-    if change == "name=&a x":
-        assert ExampleRecipe.load(file, [change]).name == "x"  # an anchor alone is harmless
-        return
     with pytest.raises(RecipeError) as error:
         ExampleRecipe.load(file, [change])
     assert message in str(error.value)
@@ -71,7 +67,7 @@ def test_bad_changes(file: Path, change: str, message: str) -> None:
         ("minutes: 1\nminutes: 2", "stands twice"),
         ("a: &x [1]\nb: *x", "aliases are not allowed"),
         ("a: !!python/object/apply:os.system [ls]", "not valid YAML"),
-        ("[" * 5000, "nested too deep"),
+        ("[" * 2000, "nested too deep"),
         ("# " + "x" * 300_000, "larger than"),
         ("", "minutes: field required"),
         ("\x00", "not valid YAML"),

@@ -18,10 +18,9 @@ VALUES = st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=12)
 @given(values=VALUES)
 def test_interval_is_students(values: list[float]) -> None:
     mean, low, high = mean_interval(values)
-    error = stats.sem(values)
-    expected = (
-        stats.t.interval(0.95, len(values) - 1, loc=np.mean(values), scale=error) if error else (mean, mean)
-    )
+    expected = (mean, mean)
+    if error := stats.sem(values):
+        expected = stats.t.interval(0.95, len(values) - 1, loc=np.mean(values), scale=error)
     assert (low, high) == pytest.approx(expected, rel=1e-6, abs=1e-6)
 
 

@@ -72,7 +72,7 @@ def outcome(variant: str, seed: int, accuracy: float, **setting: float) -> Outco
 
 @pytest.mark.parametrize("artifact", ["/etc/passwd", "../other", "artifacts/../../x"])
 def test_artifacts_are_inside_the_run(artifact: str) -> None:
-    with pytest.raises(OutcomeError, match="inside the run folder"):
+    with pytest.raises(ValidationError, match="inside the run folder"):
         Outcome(trial=Trial(variant="a"), metrics={}, artifact=artifact)
 
 
