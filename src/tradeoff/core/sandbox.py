@@ -26,6 +26,8 @@ set -e
 root=$1; work=$2; shift 2
 mount --make-rprivate /
 mount -t tmpfs -o size=1m,mode=755 none "$root"
+mkdir "$root/tmp"
+mount --bind "$work" "$root/tmp"
 while [ "$1" != -- ]; do
   if [ -h "$1" ]; then ln -s "$(readlink "$1")" "$root$1"
   else
@@ -37,7 +39,6 @@ while [ "$1" != -- ]; do
 done
 shift
 mkdir "$root/dev" "$root/proc" "$root/box" "$root/old"
-ln -s box "$root/tmp"
 for device in null zero full random urandom; do
   : > "$root/dev/$device"; mount --bind "/dev/$device" "$root/dev/$device"
 done
@@ -115,12 +116,14 @@ def _bubblewrap(command: Sequence[str], work: Path, readable: Sequence[Path]) ->
         box += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID", "--cap-add", "CAP_SETPCAP"]
     else:
         box += ["--unshare-user"]
+    # Before the readable paths, since those may lie below /tmp.
+    box += ["--bind", str(work), "/tmp"]
     visible = _visible(readable)
     for folder in dict.fromkeys(parent for path in visible for parent in reversed(Path(path).parents[:-1])):
         box += ["--perms", "0755", "--dir", str(folder)]
     for path in visible:
         box += ["--symlink", os.readlink(path), path] if os.path.islink(path) else ["--ro-bind", path, path]
-    box += ["--proc", "/proc", "--dev", "/dev", "--bind", str(work), WORK, "--symlink", WORK[1:], "/tmp"]
+    box += ["--proc", "/proc", "--dev", "/dev", "--bind", str(work), WORK]
     # The box's root and /dev live in memory: left writable, a program could fill it.
     box += ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/"]
     return [*box, "--", *_unprivileged(readable), *command]

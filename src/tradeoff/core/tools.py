@@ -8,12 +8,14 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from functools import lru_cache
@@ -334,8 +336,11 @@ def _disk_bytes(work: Path) -> int:
 
 
 def _kill_tree(process: subprocess.Popen[bytes]) -> None:
-    """Kill a process and its descendants; a box's process namespace dies with it."""
-    for member in _family(process.pid):
+    """Kill a process and its descendants, also those born meanwhile; a box's processes die with it."""
+    family = _family(process.pid)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    for member in family:
         try:
             member.kill()
         except psutil.NoSuchProcess:
