@@ -101,10 +101,12 @@ def test_stopped_party_times_out_and_is_blamed_by_everybody(tmp_path, program):
 
 def test_half_open_connection_times_out_both_ends():
     """A network that silently drops everything from some moment on."""
+    both = threading.Barrier(2)
     with no_leaks(), Proxy() as proxy:
 
         def party(net):
             net.exchange(1 - net.me, b"before")
+            both.wait()
             proxy.silent = True
             with net.scope("layer7"):
                 net.recv(1 - net.me)

@@ -72,23 +72,37 @@ def trips(net, count=20):
     return time.perf_counter() - began
 
 
+def sleeping_trips(net):
+    """:func:`trips` in which each party sleeps 10 ms before it sends."""
+
+    class Sleepy:
+        me, barrier, recv = net.me, net.barrier, net.recv
+
+        def send(self, to, value):
+            time.sleep(0.01)
+            net.send(to, value)
+
+    return trips(Sleepy())
+
+
 def within(limit, measure):
     """Whether a shaped run takes at most ``limit`` more than an unshaped one, in one of three attempts."""
     return any(shaped <= limit + plain for shaped, plain in (measure() for _ in range(3)))
 
 
 def test_twenty_round_trips_take_their_delays_and_little_more():
-    """10 ms one way: never less than 400 ms; at most 10 % more than that and the unshaped trips."""
+    """10 ms one way: never less than 400 ms; at most 10 % more than that and the unshaped trips.
 
-    def medians():
-        shaped, plain = [], []
-        for _ in range(3):
-            shaped.append(run_local(2, trips, link=LinkShaper(latency_ms=10)).results[0])
-            plain.append(run_local(2, trips).results[0])
-        assert min(shaped) >= 0.400
-        return statistics.median(shaped), statistics.median(plain)
-
-    assert within(1.1 * 0.400, medians)
+    On a busy machine, where forty sleeps of 10 ms take longer than that, these take the place of 400 ms.
+    """
+    shaped, plain, slept = [], [], []
+    for _ in range(3):
+        shaped.append(run_local(2, trips, link=LinkShaper(latency_ms=10)).results[0])
+        plain.append(run_local(2, trips).results[0])
+        slept.append(run_local(2, sleeping_trips).results[0])
+    assert min(shaped) >= 0.400
+    delays = max(0.400, statistics.median(slept))
+    assert statistics.median(shaped) <= 1.1 * delays + statistics.median(plain)
 
 
 def test_bandwidth_is_the_one_asked_for():

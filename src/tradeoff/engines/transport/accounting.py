@@ -111,6 +111,12 @@ class Stats:
         return {"traffic": rows, "rounds": rounds, **wire}
 
 
+class _Scope(threading.local):
+    """The scope of each thread."""
+
+    name = ""
+
+
 class Meter:
     """The running counters of one party; safe to use from several threads."""
 
@@ -120,12 +126,12 @@ class Meter:
         self._clock = {ONLINE: 0, OFFLINE: 0}
         self._growth: dict[RoundKey, int] = defaultdict(int)
         self._marked: dict[RoundKey, int] = defaultdict(int)
-        self._scopes = threading.local()
+        self._scopes = _Scope()
 
     @property
     def scope(self) -> str:
         """The current thread's scope, nested names joined by a slash."""
-        return getattr(self._scopes, "name", "")
+        return self._scopes.name
 
     @contextmanager
     def enter(self, name: str) -> Iterator[None]:
@@ -149,8 +155,13 @@ class Meter:
             row[2] += header
             row[4] += 1
 
-    def received(self, peer: int, phase: str, payload: int, header: int, waited: float) -> None:
-        """Count a message that was handed to the protocol."""
+    def received(self, peer: int, phase: str, payload: int, header: int, waited: float, round_: int) -> None:
+        """Count a message that was handed to the protocol and move the clock past its sender's."""
+        self.discarded(peer, phase, payload, header, waited)
+        self.observe(phase, round_)
+
+    def discarded(self, peer: int, phase: str, payload: int, header: int, waited: float = 0.0) -> None:
+        """Count a message that came, but too late for the protocol."""
         with self._lock:
             row = self._traffic[peer, phase, self.scope]
             row[1] += payload
@@ -165,6 +176,8 @@ class Meter:
 
     def observe(self, phase: str, round_: int) -> None:
         """Move the clock past the sender's, whose lowest 16 bits the message carried."""
+        if round_ == (self._clock[phase] - 1) & (_ROUND_MODULUS - 1):
+            return  # a further message of this round: nothing moves
         with self._lock:
             own = self._clock[phase]
             distance = (round_ + 1 - own + _ROUND_MODULUS // 2) % _ROUND_MODULUS - _ROUND_MODULUS // 2

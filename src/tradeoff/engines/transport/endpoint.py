@@ -317,11 +317,10 @@ class Endpoint(ABC):
         return parts
 
     def _count(self, peer: int, phase: str, message: Message, waited: float) -> None:
-        self._meter.received(peer, phase, message.payload_bytes, message.header_bytes, waited)
-        self._meter.observe(phase, message.round)
+        self._meter.received(peer, phase, message.payload_bytes, message.header_bytes, waited, message.round)
 
     def _count_late(self, peer: int, phase: str, message: Message) -> None:
-        self._meter.received(peer, phase, message.payload_bytes, message.header_bytes, 0.0)
+        self._meter.discarded(peer, phase, message.payload_bytes, message.header_bytes)
 
     def _check_message(self, source: int, got: int, value: Value, tag: int, expect: Expect | None) -> None:
         if got != tag:

@@ -46,6 +46,8 @@ UNAUTHENTICATED_LIMIT = 64 * 1024
 DEFAULT_MAX_MESSAGE = 1 << 30
 MAX_TAG = (1 << 32) - 1
 _CHECKSUM = struct.Struct("<I")
+_DESCRIPTORS = [struct.Struct(f"<BB{ndim}Q") for ndim in range(MAX_DIMENSIONS + 1)]
+_SHAPES = [struct.Struct(f"<{ndim}Q") for ndim in range(MAX_DIMENSIONS + 1)]
 _SCRATCH_BYTES = 64 * 1024
 
 _DTYPES: dict[int, np.dtype[Any]] = {
@@ -58,7 +60,6 @@ _DTYPES: dict[int, np.dtype[Any]] = {
 }
 _BYTES_CODE = 7
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
-_BYTE = np.dtype("<u1")
 
 
 class FrameType(enum.IntEnum):
@@ -73,6 +74,7 @@ class FrameType(enum.IntEnum):
     BYE = 7
 
 
+_TYPES = {int(kind): kind for kind in FrameType}
 _EMPTY_TYPES = (FrameType.READY, FrameType.PING, FrameType.PONG, FrameType.BYE)
 _JSON_TYPES = (FrameType.HELLO, FrameType.ERROR)
 
@@ -124,17 +126,16 @@ def encode_array(value: np.ndarray | bytes | bytearray | memoryview) -> tuple[by
         view = memoryview(value).cast("B") if len(value) else memoryview(b"")
         return struct.pack("<BBQ", _BYTES_CODE, 1, view.nbytes), view
     array = np.asarray(value)
-    code = _CODES.get(array.dtype.newbyteorder("<"))
+    code = _CODES.get(array.dtype) or _CODES.get(array.dtype.newbyteorder("<"))
     if code is None:
         allowed = ", ".join(dtype.name for dtype in _CODES)
         raise UnsupportedArray(f"cannot send an array of dtype {array.dtype}; allowed: {allowed} and bytes")
     if array.ndim > MAX_DIMENSIONS:
         raise UnsupportedArray(f"cannot send an array of {array.ndim} dimensions, at most {MAX_DIMENSIONS}")
-    descriptor = struct.pack(f"<BB{array.ndim}Q", code, array.ndim, *array.shape)
+    descriptor = _DESCRIPTORS[array.ndim].pack(code, array.ndim, *array.shape)
     if array.size == 0:
         return descriptor, memoryview(b"")
-    plain = np.ascontiguousarray(array, dtype=_DTYPES[code])
-    return descriptor, plain.reshape(-1).view(_BYTE).data
+    return descriptor, np.ascontiguousarray(array, dtype=_DTYPES[code]).data.cast("B")
 
 
 def decode_array(descriptor: bytes, payload: memoryview) -> np.ndarray | bytes:
@@ -282,10 +283,9 @@ class FrameParser:
             raise FrameError("header checksum does not match")
         if flags & ~OFFLINE:
             raise FrameError(f"unknown flags 0x{flags:02x}")
-        try:
-            type_ = FrameType(kind)
-        except ValueError:
-            raise FrameError(f"unknown frame type {kind}") from None
+        type_ = _TYPES.get(kind)
+        if type_ is None:
+            raise FrameError(f"unknown frame type {kind}")
         if self.session is not None and session != self.session:
             raise FrameError(f"frame of session {session:016x}")
         if sequence != self.next_sequence:
@@ -316,7 +316,7 @@ class FrameParser:
             raise FrameError("payload shorter than its descriptor")
         if available < HEADER_BYTES + descriptor_bytes:
             return None
-        shape = struct.unpack_from(f"<{ndim}Q", self._scratch, at + 2)
+        shape = _SHAPES[ndim].unpack_from(self._scratch, at + 2)
         frame.value, view = _allocate(code, shape, length - descriptor_bytes)
         frame.payload_bytes = view.nbytes
         frame.overhead_bytes = HEADER_BYTES + descriptor_bytes
@@ -348,12 +348,12 @@ def _allocate(code: int, shape: tuple[int, ...], length: int) -> tuple[np.ndarra
         raise FrameError(f"unknown dtype code {code}")
     if math.prod(shape) * dtype.itemsize != length:
         raise FrameError(f"shape {list(shape)} of {dtype.name} in {length} bytes")
-    if math.prod(max(size, 1) for size in shape) > DEFAULT_MAX_MESSAGE:
-        raise FrameError(f"shape {list(shape)} is out of range")
-    array = np.empty(shape, dtype)
     if length == 0:
-        return array, memoryview(b"")
-    return array, array.reshape(-1).view(_BYTE).data
+        if math.prod(max(size, 1) for size in shape) > DEFAULT_MAX_MESSAGE:
+            raise FrameError(f"shape {list(shape)} is out of range")
+        return np.empty(shape, dtype), memoryview(b"")
+    array = np.empty(shape, dtype)
+    return array, array.data.cast("B")
 
 
 def _finish(frame: Frame) -> Frame:

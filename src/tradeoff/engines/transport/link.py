@@ -1,8 +1,9 @@
 """One link: a socket to one peer, its outgoing queue, and the thread that reads and writes it.
 
-The thread reads while it writes, so two parties may both send first, whatever the size. It stops reading when
-the protocol does not take what came: TCP then stops the sender. A sender writes by itself as much as the
-socket takes at once, which saves a change of thread for small messages; the rest is the thread's.
+The thread reads while it writes, so two parties may both send first, whatever the size. It stops reading
+when the protocol does not take what came: TCP then stops the sender. A sender writes by itself as much as the
+socket takes at once, and a receiver reads by itself for the first moments of its wait: that saves two changes
+of thread for small messages. The rest is the thread's.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from tradeoff.engines.transport.transcript import Recorder
 
 _ENDED = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR
 _VIEWS_AT_ONCE = 64
+_PULL_SECONDS = 5e-3
 _READS_AT_ONCE = 64
 _TLS_RECORD = 16 * 1024
 _TLS_RECORD_OVERHEAD = 22
@@ -78,6 +80,10 @@ class Link:
         self._config = config
         self._mailbox = mailbox
         self._parser = parser
+        self._reader = threading.Lock()
+        self._pulled = 0.0
+        self._pull_poll = select.poll()
+        self._pull_poll.register(sock, select.POLLIN)
         parser.session = session
         self._extra = list(extra)
         self._recorder = recorder
@@ -146,6 +152,28 @@ class Link:
             if not self._finished:
                 self._signal(kind, contents)
 
+    def pull(self, seconds: float) -> bool:
+        """Read in the caller's thread, waiting a moment for something to come; whether it did.
+
+        While somebody pulls, and shortly after, the link's own thread does not read. An emulated link is
+        never pulled: what comes must be stamped with its time of arrival.
+        """
+        if self._shaped or not self._reader.acquire(blocking=False):
+            return False
+        try:
+            if self._finished or self._closing or self._full():
+                return False
+            self._pulled = time.monotonic()
+            ready = self._pull_poll.poll(math.ceil(1e3 * min(seconds, _PULL_SECONDS))) or self._ssl_pending()
+            if ready:
+                self._guard(self._read)
+                self._pulled = time.monotonic()
+        finally:
+            self._reader.release()
+        if not ready or self._finished or self._closing:
+            self._resume()
+        return bool(ready)
+
     def flush(self, scope: str) -> None:
         """Wait until the queue is empty."""
         timeout = self._config.send_timeout
@@ -167,6 +195,8 @@ class Link:
 
     def _wait_room(self, size: int, scope: str) -> None:
         limit, timeout = self._config.send_queue, self._config.send_timeout
+        if not (self._queued or self._finished or self._closing):
+            return
 
         def ready() -> bool:
             return not self._queued or self._queued + size <= limit or self._finished or self._closing
@@ -214,7 +244,7 @@ class Link:
             with contextlib.suppress(OSError):  # the thread meets the same error and says what it means
                 self._write_once()
         if self._outgoing:
-            self._wake()
+            self._resume()
 
     def _write_once(self) -> bool:
         """Write what the socket takes in one call; False if it takes nothing."""
@@ -235,6 +265,11 @@ class Link:
             count -= first.nbytes
             self._outgoing.popleft()
         return True
+
+    def _resume(self) -> None:
+        """Let the link's thread read and write again at once."""
+        self._pulled = 0.0
+        self._wake()
 
     def _wake(self) -> None:
         with contextlib.suppress(OSError):  # full: it is awake already; closed: nobody is left to wake
@@ -264,9 +299,11 @@ class Link:
 
     def _step(self) -> None:
         paused = self._full()
-        self._watch(paused)
-        pending = self._secure and not paused and self._ssl_pending()
-        ready = dict(self._poll.poll(0 if pending else math.ceil(1e3 * self._pause())))
+        pulled = not self._closing and time.monotonic() < self._pulled + _PULL_SECONDS
+        self._watch(paused, pulled)
+        pending = not paused and not pulled and self._ssl_pending()
+        pause = min(self._pause(), _PULL_SECONDS if pulled else math.inf)
+        ready = dict(self._poll.poll(0 if pending else math.ceil(1e3 * pause)))
         if self._wakened.fileno() in ready:
             with contextlib.suppress(BlockingIOError):
                 self._wakened.recv(4096)
@@ -277,22 +314,34 @@ class Link:
             self.last_received = time.monotonic()
             self._ended = bool(events & _ENDED)
         elif pending or events & ~select.POLLOUT:
-            self._read()
+            self._read_unless_pulled()
         self._keep_time(time.monotonic())
+
+    def _read_unless_pulled(self) -> None:
+        if not self._reader.acquire(blocking=False):
+            self._pulled = time.monotonic()
+            return
+        try:
+            self._read()
+        finally:
+            self._reader.release()
 
     def _full(self) -> bool:
         """Whether to read no more for now; what a peer sent before it left is read in any case."""
         return not self._closing and not self._ended and self._mailbox.full(self.peer)
 
-    def _watch(self, paused: bool) -> None:
-        interest = (_ENDED if paused else select.POLLIN) | (select.POLLOUT if self._outgoing else 0)
+    def _watch(self, paused: bool, pulled: bool) -> None:
+        incoming = _ENDED if paused else 0 if pulled else select.POLLIN
+        interest = incoming | (select.POLLOUT if self._outgoing else 0)
         if interest != self._interest:
             self._poll.modify(self.sock, interest)
             self._interest = interest
 
-    def _ssl_pending(self) -> int:
+    def _ssl_pending(self) -> bool:
+        if not isinstance(self.sock, ssl.SSLSocket):
+            return False
         with self._lock:
-            return self.sock.pending() if isinstance(self.sock, ssl.SSLSocket) else 0
+            return self.sock.pending() > 0
 
     def _pause(self) -> float:
         now = time.monotonic()
@@ -341,14 +390,15 @@ class Link:
 
     def _drain(self) -> None:
         """After a failed write: what the peer said before it closed may explain it."""
-        with contextlib.suppress(OSError):
-            while not self._deaf and (count := self._receive()):
+        with self._reader, contextlib.suppress(OSError):
+            while not self._deaf and (count := self._receive(self._parser.buffer())):
                 self._take(count)
 
     def _read(self) -> None:
         for _ in range(_READS_AT_ONCE):
+            space = self._waste if self._deaf else self._parser.buffer()
             try:
-                count = self._receive()
+                count = self._receive(space)
             except _AGAIN:
                 return
             if not count:
@@ -356,11 +406,10 @@ class Link:
             self.last_received = time.monotonic()
             if not self._deaf:
                 self._take(count)
-            if self._finished or self._full():
+            if self._finished or self._full() or (count < space.nbytes and not self._secure):
                 return
 
-    def _receive(self) -> int:
-        space = self._waste if self._deaf else self._parser.buffer()
+    def _receive(self, space: memoryview) -> int:
         if not self._secure:
             return self.sock.recv_into(space)
         with self._lock:
@@ -445,8 +494,9 @@ class Link:
         if not self._closing:
             self._gone("its link ended")  # keeps the first reason if there is one
         self._mailbox.on_room.pop(self.peer, None)
-        for sock in (self.sock, self._waker, self._wakened):
-            sock.close()
+        with self._reader:
+            for sock in (self.sock, self._waker, self._wakened):
+                sock.close()
 
 
 def _records(head: bytes, payload: memoryview) -> list[memoryview]:

@@ -46,6 +46,13 @@ class Mailbox:
     A failed peer fails every operation until it is dropped: a protocol among n parties does not go on without
     one of them unless it says so.
 
+    Attributes:
+        pull: read from a peer's link in the receiver's own thread for a moment, if the link allows; whether
+            something came.
+        on_room: by peer what to call when its queue is no longer full.
+        in_flight: payload bytes of the message that is arriving from a peer; suspect: whom to blame when
+            nothing comes from a peer in time.
+
     Args:
         peers: ids of the other parties.
         limit: queued payload bytes of one peer from which on its link should stop reading.
@@ -62,7 +69,9 @@ class Mailbox:
         self._left: set[int] = set()
         self._dropped: set[int] = set()
         self._closed = False
+        self._troubled = False
         self.on_room: dict[int, Callable[[], None]] = {}
+        self.pull: Callable[[int, float], bool] = lambda peer, seconds: False
         self.in_flight: Callable[[int], int] = lambda _: 0
         self.suspect: Callable[[int], int] = lambda peer: peer
 
@@ -105,6 +114,7 @@ class Mailbox:
             if peer in self._failures or peer in self._dropped:
                 return False
             self._failures[peer] = error
+            self._troubled = True
             self._changed.notify_all()
             return True
 
@@ -117,12 +127,14 @@ class Mailbox:
         """Note that a peer said goodbye: what it sent stays, waiting for more is an error."""
         with self._changed:
             self._left.add(peer)
+            self._troubled = True
             self._changed.notify_all()
 
     def drop(self, peer: int) -> None:
         """Forget a peer, its failure and its messages."""
         with self._changed:
             self._dropped.add(peer)
+            self._troubled = True
             self._failures.pop(peer, None)
             for key in [key for key in self._queues if key[0] == peer]:
                 del self._queues[key]
@@ -133,6 +145,7 @@ class Mailbox:
         """Fail whoever still waits: this party has left."""
         with self._changed:
             self._closed = True
+            self._troubled = True
             self._changed.notify_all()
 
     def skip(self, peer: int, phase: str) -> None:
@@ -142,6 +155,8 @@ class Mailbox:
 
     def check(self, peer: int, scope: str, *, alone: bool = False) -> None:
         """Raise what failed, if ``peer`` is gone or (unless ``alone``) anybody is that was not dropped."""
+        if not self._troubled:
+            return
         with self._changed:
             self._check(peer, scope, alone)
             if peer in self._left:
@@ -160,10 +175,13 @@ class Mailbox:
             PeerLost, PeerTimeout, PeerAborted, ProtocolError: what became of a peer.
         """
         began = time.monotonic()
-        with self._changed:
-            while True:
-                self._check(peer, scope)
-                self._discard_late(peer, phase, discarded)
+        pulling = True
+        while True:
+            with self._changed:
+                if self._troubled:
+                    self._check(peer, scope)
+                if self._late:
+                    self._discard_late(peer, phase, discarded)
                 queue = self._queues.get((peer, phase))
                 now = time.monotonic()
                 if queue:
@@ -178,8 +196,12 @@ class Mailbox:
                     pause = began + timeout + self.in_flight(peer) / MINIMUM_RATE - now
                     if pause <= 0:
                         raise PeerTimeout(self.suspect(peer), timeout, scope)
-                self._changed.wait(pause)
-        _spin_until(message.release)
+                if queue or not pulling:
+                    self._changed.wait(pause)
+                    continue
+            pulling = self.pull(peer, pause)
+        if message.release:
+            _spin_until(message.release)
         return message
 
     def take_first(

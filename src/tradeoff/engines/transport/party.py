@@ -90,6 +90,7 @@ class Party(Endpoint):
         self.session = config.session or (0 if me else secrets.randbits(63) + 1)
         self._links: dict[int, Link] = {}
         self._mailbox.in_flight = lambda peer: self._links[peer].in_flight
+        self._mailbox.pull = lambda peer, seconds: self._links[peer].pull(seconds)
         self._mailbox.suspect = self._most_silent
         self._recorder = None if record is None else Recorder(record)
         connector = self._connector(listener)
