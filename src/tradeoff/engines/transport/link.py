@@ -42,6 +42,7 @@ from tradeoff.engines.transport.transcript import Recorder
 _ENDED = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR
 _VIEWS_AT_ONCE = 64
 _PULL_SECONDS = 5e-3
+_CROWDED_SECONDS = 20e-3
 _READS_AT_ONCE = 64
 _TLS_RECORD = 16 * 1024
 _TLS_RECORD_OVERHEAD = 22
@@ -82,6 +83,7 @@ class Link:
         self._parser = parser
         self._reader = threading.Lock()
         self._pulled = 0.0
+        self._crowded_until = 0.0
         self._pull_poll = select.poll()
         self._pull_poll.register(sock, select.POLLIN)
         parser.session = session
@@ -155,10 +157,14 @@ class Link:
     def pull(self, seconds: float) -> bool:
         """Read in the caller's thread, waiting a moment for something to come; whether it did.
 
-        While somebody pulls, and shortly after, the link's own thread does not read. An emulated link is
-        never pulled: what comes must be stamped with its time of arrival.
+        While somebody pulls, and shortly after, the link's own thread does not read. Where two receivers meet
+        it is left to that thread for a while. An emulated link is never pulled: what comes must be stamped
+        with its time of arrival.
         """
-        if self._shaped or not self._reader.acquire(blocking=False):
+        if self._shaped or time.monotonic() < self._crowded_until:
+            return False
+        if not self._reader.acquire(blocking=False):
+            self._crowded_until = time.monotonic() + _CROWDED_SECONDS
             return False
         try:
             if self._finished or self._closing or self._full():
@@ -170,7 +176,8 @@ class Link:
                 self._pulled = time.monotonic()
         finally:
             self._reader.release()
-        if not ready or self._finished or self._closing:
+        crowded = time.monotonic() < self._crowded_until
+        if not ready or crowded or self._finished or self._closing:
             self._resume()
         return bool(ready)
 
