@@ -4,10 +4,13 @@
 // are packed into panels, a micro-kernel multiplies a panel of `mr` rows by one of `nr` columns in registers. A
 // convolution is the same product; its right operand, the unfolded image, exists only as packed panels.
 //
-// The 64-bit AVX2 micro-kernel needs two multiplications for four products. With a = a0 + 2^32 a1 and b likewise,
-//   a b = a0 b0 + 2^32 (a0 b1 + a1 b0)  mod 2^64:
-// vpmuludq gives a0 b0; the bracket matters modulo 2^32 only, so one vpmulld of the words (b0, b1) by the swapped
-// (a1, a0) gives both of its products. They are summed apart and joined once, after the last term.
+// The 64-bit AVX2 micro-kernel needs one multiplication a product, counting those of four 64-bit lanes as one:
+//   - With u = u0 + 2^32 u1 and v likewise, u v = u0 v0 + 2^32 (u0 v1 + u1 v0) mod 2^64. vpmuludq gives u0 v0; the
+//     bracket matters modulo 2^32 only, so one vpmulld of the words (u0, u1) by (v1, v0) gives both of its products.
+//     They are summed apart and joined once, after the last term.
+//   - Winograd's inner product ("A new algorithm for inner product", 1968), exact in any commutative ring, halves that:
+//     a0 b0 + a1 b1 = (a0 + b1) (a1 + b0) - a0 a1 - b0 b1, where the last two are summed while packing, once a row of A
+//     and once a column of B.
 #include <array>
 #include <cstdint>
 #include <cstring>
@@ -36,31 +39,29 @@ namespace {
 
 constexpr Index kDepth = 256;        // rows of a packed block of B
 constexpr Index kColumns = 1024;     // its columns: 2 MB at 64 bits, for the L3 cache
-constexpr Index kRows = 48;          // rows of a packed block of A: 196 KB at most, for the L2 cache
+constexpr Index kRows = 96;          // rows of a packed block of A: 196 KB at most, for the L2 cache
 constexpr Index kMaxTile = 8 * 48;   // elements of the largest micro-kernel's tile
 constexpr Index kSerialWork = 1 << 15;  // products below which threads cost more than they give
 
 template <class T>
 struct MicroKernel {
     Index mr, nr;
-    Index copies;  // how often a panel of A holds each element
+    // Terms are taken in pairs; panels then begin with the sums of products of pairs: `mr` of A, `nr` of B.
+    bool paired;
     // Pack `rows` <= mr rows of A, zeros below them.
     void (*pack)(const T *a, Index stride, Index rows, Index depth, T *out);
     // tile = panel of A times panel of B, over `depth` terms.
     void (*run)(Index depth, const T *a, const T *b, T *tile);
+
+    Index packed_depth(Index depth) const { return paired ? depth + depth % 2 : depth; }
+    Index panel_a(Index depth) const { return mr * (packed_depth(depth) + paired); }
+    Index panel_b(Index depth) const { return nr * (packed_depth(depth) + paired); }
 };
 
-template <class T>
-T swap_halves(T x) {
-    constexpr int half = 4 * sizeof(T);
-    return static_cast<T>(x << half | x >> half);
-}
-
-// With two copies, an element is followed by itself with its halves swapped.
-template <class T, Index mr, Index copies>
+template <class T, Index mr>
 void pack_rows(const T *a, Index stride, Index rows, Index depth, T *out) {
-    const T *source[mr];
     const T zero = 0;
+    const T *source[mr];
     Index step[mr];
     for (Index i = 0; i < mr; ++i) {
         source[i] = i < rows ? a + i * stride : &zero;
@@ -68,11 +69,35 @@ void pack_rows(const T *a, Index stride, Index rows, Index depth, T *out) {
     }
     for (Index k = 0; k < depth; ++k)
         for (Index i = 0; i < mr; ++i) {
-            const T x = *source[i];
+            *out++ = *source[i];
             source[i] += step[i];
-            *out++ = x;
-            if (copies == 2) *out++ = swap_halves(x);
         }
+}
+
+// Pairs of terms side by side, and before all the sums of their products; an odd last term is paired with 0.
+template <class T, Index mr>
+void pack_row_pairs(const T *a, Index stride, Index rows, Index depth, T *out) {
+    for (Index i = 0; i < mr; ++i) {
+        const T *source = a + i * stride;
+        T *to = out + mr + 2 * i, sum = 0;
+        for (Index k = 0; k < depth; k += 2, to += 2 * mr) {
+            const T first = i < rows ? source[k] : T(0), second = i < rows && k + 1 < depth ? source[k + 1] : T(0);
+            to[0] = first;
+            to[1] = second;
+            sum += first * second;
+        }
+        out[i] = sum;
+    }
+}
+
+// The sums of products of pairs of rows of a packed panel of B, `nr` columns wide, before it.
+template <class T>
+TRADEOFF_AVX2 void sum_column_pairs(T *panel, Index nr, Index depth) {
+    T *__restrict sums = panel;
+    const T *__restrict rows = panel + nr;
+    for (Index j = 0; j < nr; ++j) sums[j] = 0;
+    for (Index k = 0; k < depth; k += 2, rows += 2 * nr)
+        for (Index j = 0; j < nr; ++j) sums[j] += rows[j] * rows[nr + j];
 }
 
 template <class T, Index mr, Index nr>
@@ -86,45 +111,83 @@ void micro_portable(Index depth, const T *a, const T *b, T *tile) {
 
 #if TRADEOFF_X86
 
-// One row of a tile of two vectors, in assembly: twelve sums, two vectors of B and two temporaries are all sixteen
-// registers, which the compiler's own order of these instructions exceeds.
-#define TRADEOFF_ROW(broadcast, multiply, add, sum0, sum1, b0, b1, element)                                       \
+// The micro-kernels are in assembly because their sums and temporaries are all sixteen registers, which the compiler's
+// own order of these instructions exceeds.
+//
+// One row of a tile of two vectors (x, y), for a pair of terms: rows `b` and `b + 8` of B, elements a[0] and a[1] of A.
+#define TRADEOFF_PAIR(lowx, lowy, crossx, crossy, a, b)                                                           \
     do {                                                                                                          \
-        __m256i t0, t1;                                                                                           \
-        __asm__(broadcast " %[a], %[t0]\n\t" multiply " %[x], %[t0], %[t1]\n\t" add " %[t1], %[s], %[s]\n\t"       \
-                multiply " %[y], %[t0], %[t0]\n\t" add " %[t0], %[u], %[u]"                                       \
-                : [s] "+x"(sum0), [u] "+x"(sum1), [t0] "=&x"(t0), [t1] "=&x"(t1)                                  \
-                : [x] "x"(b0), [y] "x"(b1), [a] "m"(element));                                                    \
+        __m256i p, q, u, v;                                                                                       \
+        __asm__("vpbroadcastq %[a0], %[p]\n\t"                                                                    \
+                "vpbroadcastq %[a1], %[q]\n\t"                                                                    \
+                "vpaddq %[x1], %[p], %[u]\n\t"                                                                    \
+                "vpaddq %[x0], %[q], %[v]\n\t"                                                                    \
+                "vpmuludq %[u], %[v], %[p]\n\t"                                                                   \
+                "vpshufd $0xb1, %[v], %[v]\n\t"                                                                   \
+                "vpaddq %[p], %[lx], %[lx]\n\t"                                                                   \
+                "vpmulld %[u], %[v], %[v]\n\t"                                                                    \
+                "vpbroadcastq %[a0], %[p]\n\t"                                                                    \
+                "vpaddd %[v], %[cx], %[cx]\n\t"                                                                   \
+                "vpaddq %[y1], %[p], %[u]\n\t"                                                                    \
+                "vpaddq %[y0], %[q], %[v]\n\t"                                                                    \
+                "vpmuludq %[u], %[v], %[p]\n\t"                                                                   \
+                "vpshufd $0xb1, %[v], %[v]\n\t"                                                                   \
+                "vpaddq %[p], %[ly], %[ly]\n\t"                                                                   \
+                "vpmulld %[u], %[v], %[v]\n\t"                                                                    \
+                "vpaddd %[v], %[cy], %[cy]"                                                                       \
+                : [lx] "+x"(lowx), [ly] "+x"(lowy), [cx] "+x"(crossx), [cy] "+x"(crossy), [p] "=&x"(p),           \
+                  [q] "=&x"(q), [u] "=&x"(u), [v] "=&x"(v)                                                        \
+                : [a0] "m"((a)[0]), [a1] "m"((a)[1]), [x0] "m"(*reinterpret_cast<const __m256i *>(b)),            \
+                  [y0] "m"(*reinterpret_cast<const __m256i *>((b) + 4)),                                          \
+                  [x1] "m"(*reinterpret_cast<const __m256i *>((b) + 8)),                                          \
+                  [y1] "m"(*reinterpret_cast<const __m256i *>((b) + 12)));                                        \
     } while (0)
 
-// Low words plus cross words: those of both halves of each element, added and moved to its upper half.
-TRADEOFF_AVX2 inline void store_joined(uint64_t *to, __m256i low, __m256i cross) {
+// Low words plus cross words (those of both halves of each element, added and moved to its upper half), less the sums of
+// products of pairs of the row of A and of the columns of B.
+TRADEOFF_AVX2 inline void store_joined(uint64_t *to, __m256i low, __m256i cross, uint64_t row, const uint64_t *columns) {
     const __m256i both = _mm256_add_epi32(cross, _mm256_slli_epi64(cross, 32));
     const __m256i high = _mm256_slli_epi64(_mm256_srli_epi64(both, 32), 32);
-    _mm256_store_si256(reinterpret_cast<__m256i *>(to), _mm256_add_epi64(low, high));
+    const __m256i pairs = _mm256_add_epi64(_mm256_set1_epi64x(static_cast<long long>(row)),
+                                           _mm256_load_si256(reinterpret_cast<const __m256i *>(columns)));
+    const __m256i sum = _mm256_sub_epi64(_mm256_add_epi64(low, high), pairs);
+    _mm256_store_si256(reinterpret_cast<__m256i *>(to), sum);
 }
 
 TRADEOFF_AVX2 void micro64_avx2(Index depth, const uint64_t *a, const uint64_t *b, uint64_t *tile) {
     // Sums of row i (digit) and of the first (x) or second (y) vector, of low and of cross products.
     __m256i low0x = _mm256_setzero_si256(), low0y = low0x, low1x = low0x, low1y = low0x, low2x = low0x, low2y = low0x;
     __m256i cross0x = low0x, cross0y = low0x, cross1x = low0x, cross1y = low0x, cross2x = low0x, cross2y = low0x;
-    for (Index k = 0; k < depth; ++k, a += 6, b += 8) {
-        const __m256i x = _mm256_load_si256(reinterpret_cast<const __m256i *>(b));
-        const __m256i y = _mm256_load_si256(reinterpret_cast<const __m256i *>(b + 4));
-        TRADEOFF_ROW("vpbroadcastq", "vpmuludq", "vpaddq", low0x, low0y, x, y, a[0]);
-        TRADEOFF_ROW("vpbroadcastq", "vpmulld", "vpaddd", cross0x, cross0y, x, y, a[1]);
-        TRADEOFF_ROW("vpbroadcastq", "vpmuludq", "vpaddq", low1x, low1y, x, y, a[2]);
-        TRADEOFF_ROW("vpbroadcastq", "vpmulld", "vpaddd", cross1x, cross1y, x, y, a[3]);
-        TRADEOFF_ROW("vpbroadcastq", "vpmuludq", "vpaddq", low2x, low2y, x, y, a[4]);
-        TRADEOFF_ROW("vpbroadcastq", "vpmulld", "vpaddd", cross2x, cross2y, x, y, a[5]);
+    const uint64_t *rows = a, *columns = b;
+    a += 3;
+    b += 8;
+    for (Index k = 0; k < depth; k += 2, a += 6, b += 16) {
+        TRADEOFF_PAIR(low0x, low0y, cross0x, cross0y, a, b);
+        TRADEOFF_PAIR(low1x, low1y, cross1x, cross1y, a + 2, b);
+        TRADEOFF_PAIR(low2x, low2y, cross2x, cross2y, a + 4, b);
     }
-    store_joined(tile, low0x, cross0x);
-    store_joined(tile + 4, low0y, cross0y);
-    store_joined(tile + 8, low1x, cross1x);
-    store_joined(tile + 12, low1y, cross1y);
-    store_joined(tile + 16, low2x, cross2x);
-    store_joined(tile + 20, low2y, cross2y);
+    store_joined(tile, low0x, cross0x, rows[0], columns);
+    store_joined(tile + 4, low0y, cross0y, rows[0], columns + 4);
+    store_joined(tile + 8, low1x, cross1x, rows[1], columns);
+    store_joined(tile + 12, low1y, cross1y, rows[1], columns + 4);
+    store_joined(tile + 16, low2x, cross2x, rows[2], columns);
+    store_joined(tile + 20, low2y, cross2y, rows[2], columns + 4);
 }
+
+#undef TRADEOFF_PAIR
+
+// The same for 32-bit elements: one term, one multiplication and one addition a vector.
+#define TRADEOFF_ROW(sum0, sum1, b0, b1, element)                                                                 \
+    do {                                                                                                          \
+        __m256i t0, t1;                                                                                           \
+        __asm__("vpbroadcastd %[a], %[t0]\n\t"                                                                    \
+                "vpmulld %[x], %[t0], %[t1]\n\t"                                                                  \
+                "vpaddd %[t1], %[s], %[s]\n\t"                                                                    \
+                "vpmulld %[y], %[t0], %[t0]\n\t"                                                                  \
+                "vpaddd %[t0], %[u], %[u]"                                                                        \
+                : [s] "+x"(sum0), [u] "+x"(sum1), [t0] "=&x"(t0), [t1] "=&x"(t1)                                  \
+                : [x] "x"(b0), [y] "x"(b1), [a] "m"(element));                                                    \
+    } while (0)
 
 TRADEOFF_AVX2 void micro32_avx2(Index depth, const uint32_t *a, const uint32_t *b, uint32_t *tile) {
     __m256i sum0x = _mm256_setzero_si256(), sum0y = sum0x, sum1x = sum0x, sum1y = sum0x, sum2x = sum0x, sum2y = sum0x;
@@ -132,12 +195,12 @@ TRADEOFF_AVX2 void micro32_avx2(Index depth, const uint32_t *a, const uint32_t *
     for (Index k = 0; k < depth; ++k, a += 6, b += 16) {
         const __m256i x = _mm256_load_si256(reinterpret_cast<const __m256i *>(b));
         const __m256i y = _mm256_load_si256(reinterpret_cast<const __m256i *>(b + 8));
-        TRADEOFF_ROW("vpbroadcastd", "vpmulld", "vpaddd", sum0x, sum0y, x, y, a[0]);
-        TRADEOFF_ROW("vpbroadcastd", "vpmulld", "vpaddd", sum1x, sum1y, x, y, a[1]);
-        TRADEOFF_ROW("vpbroadcastd", "vpmulld", "vpaddd", sum2x, sum2y, x, y, a[2]);
-        TRADEOFF_ROW("vpbroadcastd", "vpmulld", "vpaddd", sum3x, sum3y, x, y, a[3]);
-        TRADEOFF_ROW("vpbroadcastd", "vpmulld", "vpaddd", sum4x, sum4y, x, y, a[4]);
-        TRADEOFF_ROW("vpbroadcastd", "vpmulld", "vpaddd", sum5x, sum5y, x, y, a[5]);
+        TRADEOFF_ROW(sum0x, sum0y, x, y, a[0]);
+        TRADEOFF_ROW(sum1x, sum1y, x, y, a[1]);
+        TRADEOFF_ROW(sum2x, sum2y, x, y, a[2]);
+        TRADEOFF_ROW(sum3x, sum3y, x, y, a[3]);
+        TRADEOFF_ROW(sum4x, sum4y, x, y, a[4]);
+        TRADEOFF_ROW(sum5x, sum5y, x, y, a[5]);
     }
     const __m256i sums[] = {sum0x, sum0y, sum1x, sum1y, sum2x, sum2y, sum3x, sum3y, sum4x, sum4y, sum5x, sum5y};
     for (int i = 0; i < 12; ++i) _mm256_store_si256(reinterpret_cast<__m256i *>(tile) + i, sums[i]);
@@ -191,19 +254,19 @@ MicroKernel<T> micro_kernel();
 template <>
 MicroKernel<uint64_t> micro_kernel() {
 #if TRADEOFF_X86
-    if (isa() == Isa::avx512) return {8, 24, 1, pack_rows<uint64_t, 8, 1>, micro64_avx512};
-    if (isa() == Isa::avx2) return {3, 8, 2, pack_rows<uint64_t, 3, 2>, micro64_avx2};
+    if (isa() == Isa::avx512) return {8, 24, false, pack_rows<uint64_t, 8>, micro64_avx512};
+    if (isa() == Isa::avx2) return {3, 8, true, pack_row_pairs<uint64_t, 3>, micro64_avx2};
 #endif
-    return {4, 4, 1, pack_rows<uint64_t, 4, 1>, micro_portable<uint64_t, 4, 4>};
+    return {4, 4, false, pack_rows<uint64_t, 4>, micro_portable<uint64_t, 4, 4>};
 }
 
 template <>
 MicroKernel<uint32_t> micro_kernel() {
 #if TRADEOFF_X86
-    if (isa() == Isa::avx512) return {8, 48, 1, pack_rows<uint32_t, 8, 1>, micro32_avx512};
-    if (isa() == Isa::avx2) return {6, 16, 1, pack_rows<uint32_t, 6, 1>, micro32_avx2};
+    if (isa() == Isa::avx512) return {8, 48, false, pack_rows<uint32_t, 8>, micro32_avx512};
+    if (isa() == Isa::avx2) return {6, 16, false, pack_rows<uint32_t, 6>, micro32_avx2};
 #endif
-    return {4, 8, 1, pack_rows<uint32_t, 4, 1>, micro_portable<uint32_t, 4, 8>};
+    return {4, 8, false, pack_rows<uint32_t, 4>, micro_portable<uint32_t, 4, 8>};
 }
 
 // Memory that a thread keeps between calls: fresh pages for every product would cost more than its packing.
@@ -339,24 +402,32 @@ template <class T, class Columns>
 void multiply_part(const MicroKernel<T> &kernel, const T *a, const Columns &b, const Output<T> &out, Index depth,
                    Range rows, Range columns) {
     thread_local Scratch<T> scratch_a, scratch_b;
-    const Index mr = kernel.mr, nr = kernel.nr, copies = kernel.copies;
+    const Index mr = kernel.mr, nr = kernel.nr;
     alignas(64) T tile[kMaxTile];
     const Index block_rows = kRows / mr * mr, block_columns = kColumns / nr * nr;
-    T *packed_a = scratch_a.get(block_rows * kDepth * copies), *packed_b = scratch_b.get(kDepth * block_columns);
+    T *packed_a = scratch_a.get(block_rows / mr * kernel.panel_a(kDepth));
+    T *packed_b = scratch_b.get(block_columns / nr * kernel.panel_b(kDepth));
     for (Index jc = columns.begin; jc < columns.end; jc += block_columns) {
         const Index width = std::min(block_columns, columns.end - jc);
         for (Index pc = 0; pc < depth; pc += kDepth) {
             const Index terms = std::min(kDepth, depth - pc);
-            for (Index j = 0; j < width; j += nr)
-                b.pack(pc, terms, jc + j, std::min(nr, width - j), nr, packed_b + j * terms);
+            const Index panel_a = kernel.panel_a(terms), panel_b = kernel.panel_b(terms);
+            for (Index j = 0; j < width; j += nr) {
+                T *panel = packed_b + j / nr * panel_b;
+                b.pack(pc, terms, jc + j, std::min(nr, width - j), nr, panel + (kernel.paired ? nr : 0));
+                if (kernel.paired) {
+                    std::fill(panel + nr * (1 + terms), panel + panel_b, T(0));
+                    sum_column_pairs(panel, nr, terms);
+                }
+            }
             for (Index ic = rows.begin; ic < rows.end; ic += block_rows) {
                 const Index height = std::min(block_rows, rows.end - ic);
                 for (Index i = 0; i < height; i += mr)
                     kernel.pack(a + (ic + i) * depth + pc, depth, std::min(mr, height - i), terms,
-                                packed_a + i * terms * copies);
+                                packed_a + i / mr * panel_a);
                 for (Index j = 0; j < width; j += nr)
                     for (Index i = 0; i < height; i += mr) {
-                        kernel.run(terms, packed_a + i * terms * copies, packed_b + j * terms, tile);
+                        kernel.run(terms, packed_a + i / mr * panel_a, packed_b + j / nr * panel_b, tile);
                         out.write(tile, nr, ic + i, std::min(mr, height - i), jc + j, std::min(nr, width - j), pc > 0);
                     }
             }
