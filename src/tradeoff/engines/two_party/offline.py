@@ -292,7 +292,7 @@ def run_dealer(
             if not listen():
                 return dealt
         for operator, corrections in generator.corrections(dealt):
-            while room < corrections.nbytes and room < WINDOW:
+            while room < corrections.nbytes and room <= WINDOW - CREDIT:
                 if not listen():
                     return dealt
             net.send(1, corrections, tag=operator, offline=True)

@@ -34,7 +34,7 @@ Group = tuple[Lane, ...]
 CHUNK = 1 << 17
 """Elements of one chunk: its arrays stay in the second-level cache."""
 
-IN_FLIGHT = 16
+IN_FLIGHT = 1 << (21 - 17)
 """Chunks that run in lockstep; 2^21 elements share their rounds."""
 
 

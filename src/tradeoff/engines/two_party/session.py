@@ -5,16 +5,18 @@ For parties on hosts of their own see :mod:`tradeoff.engines.two_party.commands`
 
 from __future__ import annotations
 
+import sys
 import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -160,7 +162,8 @@ class Session:
                 recv_timeout=recv_timeout,
                 program=digest,
             )
-            cluster.start()
+            with _without_main_module():
+                cluster.start()
             return cluster
 
         emulator = "none" if link.start() is None else "in-process shaper"
@@ -301,6 +304,17 @@ class Session:
             self.close()
             self._running = _Running(key, program, batch, self._start, self._offline, self._pool)
         return self._running
+
+
+@contextmanager
+def _without_main_module() -> Iterator[None]:
+    """Let spawned parties not import the caller's script: it may have no main guard, and may import torch."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 class _Parties:
