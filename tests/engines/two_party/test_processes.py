@@ -238,6 +238,13 @@ def test_meter_equals_a_counting_proxy(tmp_path: Path) -> None:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     proxy = Proxy(address)
     seen: dict[int, Any] = {}
+    together = threading.Barrier(2)
+
+    def quiet() -> None:
+        """Both parties are here and nothing is on its way."""
+        together.wait(30)
+        time.sleep(0.2)
+        together.wait(30)
 
     def party(me: int) -> None:
         parties = (address, None) if me == 0 else (proxy.address, None)
@@ -248,24 +255,21 @@ def test_meter_equals_a_counting_proxy(tmp_path: Path) -> None:
         with net:
             evaluator = Evaluator(net, program, 1, open_pool(net, program, 1, tmp_path))
             evaluator.prepare()
-            net.barrier()
-            time.sleep(0.3)
-            wire, counted = net.stats(), list(proxy.counts)
+            quiet()
+            wire, before = net.stats(), sum(proxy.counts)
+            quiet()
             _, report = Metered(evaluator).infer(np.ones((1, 1000)) if me else None)
-            wire = net.stats() - wire
-            net.barrier()
-            seen[me] = report, wire, counted
-            time.sleep(0.3)
-            seen["after"] = list(proxy.counts)
+            quiet()
+            seen[me] = report, net.stats() - wire, sum(proxy.counts) - before
+            quiet()
 
     threads = [threading.Thread(target=party, args=(me,)) for me in (0, 1)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(60)
-    report, wire, before = seen[1]
-    barrier = 40
-    on_wire = sum(wire.wire_sent.values()) + sum(wire.wire_received.values())
-    metered = report.total.sent + report.total.received + report.header_bytes
-    assert metered == on_wire
-    assert sum(seen["after"]) - sum(before) == metered + 2 * barrier
+    for report, wire, proxied in seen.values():
+        metered = report.total.sent + report.total.received + report.header_bytes
+        assert metered == sum(wire.wire_sent.values()) + sum(wire.wire_received.values())
+        assert metered == proxied
+    assert len(seen) == 2

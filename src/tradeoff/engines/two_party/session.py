@@ -14,16 +14,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing import Pipe
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import ModuleType, TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tradeoff.core.errors import EngineError
-from tradeoff.engines.transport import Endpoint, LinkShaper, LocalCluster, SimNet, profile
+from tradeoff.engines.transport import Endpoint, LinkShaper, LocalCluster, PeerTimeout, SimNet, profile
 from tradeoff.engines.two_party.meter import Report, Row, measured_row
 from tradeoff.engines.two_party.offline import DEALER, Source, dealt_source, insecure_source, run_dealer
 from tradeoff.engines.two_party.party import CLIENT, SERVER, SETUP, Evaluator, announce_batch, learn_batch
@@ -317,17 +317,18 @@ def _without_main_module() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
-class _Parties:
+class _Parties(Protocol):
     """What :class:`LocalCluster` and :class:`_Threads` have in common."""
 
-    def wait(self, timeout: float | None = None) -> list[Any]:
-        raise NotImplementedError
+    @property
+    def outcomes(self) -> list[Any]: ...
 
-    def stop(self) -> None:
-        raise NotImplementedError
+    def wait(self, timeout: float | None = None) -> list[Any]: ...
+
+    def stop(self) -> None: ...
 
 
-class _Threads(_Parties):
+class _Threads:
     """Parties of a :class:`SimNet` in the background."""
 
     def __init__(self, net: SimNet, target: Callable[..., Any], per_party: list[tuple[Any, ...]]) -> None:
@@ -349,6 +350,10 @@ class _Threads(_Parties):
             raise TimeoutError("parties still run")
         if self._error is not None:
             raise self._error
+        return self._results
+
+    @property
+    def outcomes(self) -> list[Any]:
         return self._results
 
     def stop(self) -> None:
@@ -401,11 +406,26 @@ class _Running:
         try:
             for rank, command in commands.items():
                 self._pipes[rank].send(command)
-            return {rank: self._pipes[rank].recv() for rank in commands}
+            answers: dict[int, Any] = {}
+            while len(answers) < len(commands):
+                pending = {self._pipes[rank]: rank for rank in commands if rank not in answers}
+                for pipe in wait(list(pending)):
+                    answers[pending[pipe]] = pipe.recv()  # type: ignore[index, union-attr]
+            return answers
         except (EOFError, OSError):
             self.failed = True
-            self.parties.wait(_GRACE)
+            self._raise_cause()
             raise EngineError("a party ended before it answered") from None
+
+    def _raise_cause(self) -> None:
+        """Wait for the parties, which have deadlines of their own, and raise what went wrong first."""
+        try:
+            self.parties.wait(_GRACE)
+        except TimeoutError:  # a party that is stopped says nothing: the others know
+            errors = [outcome for outcome in self.parties.outcomes if isinstance(outcome, Exception)]
+            if errors:
+                raise min(errors, key=lambda error: not isinstance(error, PeerTimeout)) from None
+            raise
 
     def close(self) -> None:
         for pipe in self._pipes:
