@@ -151,6 +151,32 @@ def test_schedules_and_groups(digits):
     assert cosine == pytest.approx([1e-5 + 0.99e-3 * (1 + math.cos(math.pi * i / 8)) / 2 for i in range(8)])
 
 
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_loop_equals_a_handwritten_one(digits, nesterov):
+    """Without shuffling effects: one batch holds all images, so that only the optimizer's path counts."""
+    split = digits.train.take(64)
+    ours, theirs = network(dropout=0), network(dropout=0)
+    config = FitConfig(
+        epochs=4,
+        batch_size=64,
+        learning_rate=0.1,
+        momentum=0.8,
+        nesterov=nesterov,
+        weight_decay=0.01,
+        schedule="constant",
+    )
+    fit(ours, split, None, config)
+    optimizer = torch.optim.SGD(
+        theirs.parameters(), lr=0.1, momentum=0.8, nesterov=nesterov, weight_decay=0.01
+    )
+    for _ in range(4):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(theirs(split.x), split.y).backward()
+        optimizer.step()
+    for a, b in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
 def test_weight_decay_spares_its_group():
     """With zero inputs only decay moves the weights."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 4, bias=False), nn.Linear(4, 2, bias=False))

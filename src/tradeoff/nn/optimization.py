@@ -44,7 +44,9 @@ def make_optimizer(
     if not groups:
         raise ValueError("the model has no parameter to train")
     if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=config.learning_rate, nesterov=config.nesterov)
+        return torch.optim.SGD(
+            groups, lr=config.learning_rate, momentum=config.momentum, nesterov=config.nesterov
+        )
     return torch.optim.Adam(groups, lr=config.learning_rate)
 
 
