@@ -14,13 +14,12 @@ import argparse
 import json
 import os
 import platform
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -101,6 +100,8 @@ class Row:
         online_seconds: median with the dealer's material already there (this engine only).
         dealer_seconds: the dealer's own time for the same material (this engine only).
         offline_bytes: what the dealer sends (this engine only).
+        setup_bytes: sent once a session and in no other figure: the masked weights (this engine only; the
+            peers mask them anew in every run).
         largest_error: against the plaintext result in double precision.
     """
 
@@ -118,6 +119,7 @@ class Row:
     online_seconds: float | None = None
     dealer_seconds: float | None = None
     offline_bytes: float | None = None
+    setup_bytes: float | None = None
     largest_error: float | None = None
     note: str = ""
 
@@ -277,8 +279,9 @@ class Bench:
         row.sent_bytes = max(answer["sent_bytes"] for answer in answers)
         row.rounds = max(answer["rounds"] for answer in answers)
         row.largest_error = max(answer["largest_error"] for answer in answers if "largest_error" in answer)
-        offline = [answer["offline_bytes"] for answer in answers if "offline_bytes" in answer]
-        row.offline_bytes = max(offline, default=None)
+        for quantity in ("offline_bytes", "setup_bytes"):
+            values = [answer[quantity] for answer in answers if quantity in answer]
+            setattr(row, quantity, max(values, default=None))
         before = team.wire_bytes()
         team.run()
         row.wire_bytes = [now - then for now, then in zip(team.wire_bytes(), before, strict=True)]
@@ -352,45 +355,44 @@ def verdicts(rows: list[Row], ring: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield target("ring product 512^3, one thread: times torch int64's speed", ratio, at_least=12.0)
 
 
+COLUMNS: dict[str, Callable[[Row], str]] = {
+    "sent MB": lambda row: megabytes(row.sent_bytes),
+    "on the wire": lambda row: " / ".join(map(megabytes, row.wire_bytes)),
+    "rounds": lambda row: f"{row.rounds:.0f}",
+    "seconds": lambda row: seconds(row.seconds),
+    "online": lambda row: seconds(row.online_seconds),
+    "dealer": lambda row: seconds(row.dealer_seconds),
+    "offline MB": lambda row: megabytes(row.offline_bytes),
+    "setup MB": lambda row: megabytes(row.setup_bytes),
+    "error": lambda row: f"{row.largest_error:.1e}",
+}
+
+
+def megabytes(count: float | None) -> str:
+    return "" if count is None else f"{count / 1e6:.3f}"
+
+
+def seconds(duration: float | None) -> str:
+    return "" if duration is None else f"{duration:.4f}"
+
+
 def show(console: Console, rows: list[Row], networks: dict[str, dict[str, Any]]) -> None:
     for name, network in networks.items():
         table = Table(
             title=f"{name}: {network['emulator']}, round trip {network['rtt'] * 1e3:.2f} ms, "
             f"{network['bandwidth'] / 1e6:.0f} Mbit/s measured"
         )
-        for heading in ("workload", "system"):
-            table.add_column(heading)
-        for heading in (
-            "sent MB",
-            "on the wire",
-            "rounds",
-            "seconds",
-            "online",
-            "dealer",
-            "offline MB",
-            "error",
-        ):
+        table.add_column("workload")
+        table.add_column("system")
+        for heading in COLUMNS:
             table.add_column(heading, justify="right")
         last = ""
         for row in (row for row in rows if row.network == name):
             title = Workload(row.workload, row.size).title
             if title != last and last:
                 table.add_section()
-            if row.seconds is None:
-                table.add_row(title, row.system, row.note)
-            else:
-                table.add_row(
-                    title if title != last else "",
-                    row.system,
-                    f"{row.sent_bytes / 1e6:.3f}",
-                    " / ".join(f"{sent / 1e6:.3f}" for sent in row.wire_bytes),
-                    f"{row.rounds:.0f}",
-                    f"{row.seconds:.4f}",
-                    f"{row.online_seconds:.4f}" if row.online_seconds is not None else "",
-                    f"{row.dealer_seconds:.4f}" if row.dealer_seconds is not None else "",
-                    f"{row.offline_bytes / 1e6:.3f}" if row.offline_bytes is not None else "",
-                    f"{row.largest_error:.1e}",
-                )
+            cells = [row.note] if row.seconds is None else [column(row) for column in COLUMNS.values()]
+            table.add_row(title if title != last else "", row.system, *cells)
             last = title
         console.print(table)
 
@@ -406,7 +408,6 @@ def host() -> dict[str, Any]:
         ]
         processor = models[0] if models else processor
     return {
-        "name": socket.gethostname(),
         "processor": processor,
         "cores": os.cpu_count(),
         "kernel": platform.release(),

@@ -14,7 +14,7 @@ from tradeoff.engines import two_party
 from tradeoff.engines.transport import Config, Party
 from tradeoff.engines.two_party.meter import measured_row
 from tradeoff.engines.two_party.offline import Generator, dealt_source, run_dealer
-from tradeoff.engines.two_party.party import CLIENT, Evaluator, announce_batch, learn_batch
+from tradeoff.engines.two_party.party import CLIENT, SETUP, Evaluator, announce_batch, learn_batch
 from tradeoff.engines.two_party.prg import SEED_BYTES
 from tradeoff.nn.polynomial import Polynomial
 
@@ -150,8 +150,9 @@ class Tradeoff:
         if self.rank == DEALER:
             return {"sent_bytes": 0, "rounds": 0}
         seconds = computation.evaluator.clock.seconds
+        stats = computation.net.stats()
         rows = [
-            measured_row(computation.net.stats(), seconds, step.name, step.kind, self.rank)
+            measured_row(stats, seconds, step.name, step.kind, self.rank)
             for step in computation.program.steps
             if computation.workload == "small_cnn" or step.kind not in ENDS
         ]
@@ -159,6 +160,7 @@ class Tradeoff:
             "sent_bytes": sum(row.sent for row in rows),
             "rounds": sum(row.rounds for row in rows),
             "offline_bytes": sum(row.offline for row in rows),
+            "setup_bytes": measured_row(stats, seconds, SETUP, SETUP, self.rank).sent,
         }
 
 
