@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tradeoff.engines.transport import Config, InsecureTransport
 from tradeoff.engines.transport.emulation import Lab, probe
 
 RECEIVE = """
@@ -41,6 +42,17 @@ lab = Lab(2, rtt=0.001, bandwidth=1e9, emulator="tun")
 child = lab.popen(0, ["sleep", "600"])
 print(json.dumps({"keeper": lab._keeper.pid, "child": child.pid}), flush=True)
 time.sleep(600)
+"""
+
+PARTY = """
+import os, sys
+import numpy as np
+from tradeoff.engines.transport import Config, Party
+parties = tuple(f"{address}:7000" for address in sys.argv[2:])
+config = Config(parties, insecure=True, test_namespace=os.readlink("/proc/self/ns/net"))
+with Party(config, int(sys.argv[1])) as net:
+    received = net.exchange(net.peers[0], np.full(100_000, net.me, np.uint64))
+    print(int(received[0]))
 """
 
 Require = Callable[[object, str], None]
@@ -216,6 +228,30 @@ except EmulationUnavailable as error:
     )
     assert "CAP_NET_ADMIN" in done.stdout
     assert "not permitted" in done.stdout
+
+
+@pytest.mark.usefixtures("tun")
+def test_parties_talk_in_the_clear_between_hosts_of_a_lab() -> None:
+    with Lab(2, rtt=0.001, bandwidth=1e9, emulator="tun") as lab:
+        parties = [
+            lab.popen(
+                me,
+                [sys.executable, "-W", "ignore", "-c", PARTY, str(me), *lab.addresses],
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for me in range(2)
+        ]
+        answers = [party.communicate(timeout=90)[0] for party in parties]
+        sent = lab.counters(0, 1).sent_bytes
+    assert answers == ["1\n", "0\n"]
+    assert sent > 800_000
+
+
+def test_own_namespace_of_the_machine_is_no_test_namespace() -> None:
+    outside = ("192.0.2.6:7000", "192.0.2.7:7001")
+    with pytest.raises(InsecureTransport):
+        Config(outside, insecure=True, test_namespace=os.readlink("/proc/self/ns/net")).require_secure(1)
 
 
 @pytest.mark.parametrize(
