@@ -464,7 +464,7 @@ def main() -> None:
             competitor.environment.make()
     limits = Limits(options.repeats or (3 if options.quick else 7), options.cap, options.budget)
     started = time.monotonic()
-    before = host()
+    before = {"host": host(), "commit": commit()}
     with tempfile.TemporaryDirectory(prefix="two-party-bench-") as folder:
         bench = Bench(chosen, limits, Path(folder))
         with Progress(console=console, transient=True) as progress:
@@ -483,8 +483,7 @@ def main() -> None:
     document = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "minutes": round((time.monotonic() - started) / 60, 1),
-        "commit": commit(),
-        "host": before,
+        **before,
         "versions": versions(chosen),
         "security": {competitor.name: competitor.security for competitor in chosen},
         "networks": bench.networks,
