@@ -294,7 +294,7 @@ class Link:
         for frame in self._extra:
             if frame.session != self._session:
                 raise FrameError(f"frame of session {frame.session:016x}")
-            self._handle(frame)
+            self._record_and_handle(frame)
 
     def _guard(self, step: Callable[[], None]) -> None:
         try:
@@ -425,9 +425,12 @@ class Link:
     def _take(self, count: int) -> None:
         self.wire_received += count
         for frame in self._parser.advance(count):
-            if self._recorder:
-                self._recorder.write_frame(self.peer, frame)
-            self._handle(frame)
+            self._record_and_handle(frame)
+
+    def _record_and_handle(self, frame: Frame) -> None:
+        if self._recorder:
+            self._recorder.write_frame(self.peer, frame)
+        self._handle(frame)
 
     def _handle(self, frame: Frame) -> None:
         kind = frame.type
