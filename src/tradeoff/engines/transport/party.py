@@ -60,8 +60,8 @@ class Party(Endpoint):
         config: equal at all parties.
         me: this party's id.
         listener: a socket that listens already, in place of the configured address.
-        record: file for a transcript of all frames after the greeting, which reveals all that this party sees: only with
-            ``synthetic_inputs=True``.
+        record: file for a transcript of all frames after the greeting, which reveals all that this party
+            sees: only with ``synthetic_inputs=True``.
 
     Raises:
         InsecureTransport, ConfigError, PortInUse: nothing was tried.
