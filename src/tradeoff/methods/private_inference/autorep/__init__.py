@@ -1,6 +1,7 @@
 """AutoReP: automatic ReLU replacement under a budget (Peng et al., ICCV 2023)."""
 
 from .baselines import layerwise_positions, random_positions
+from .files import load_compressed, save_compressed
 from .replacement import (
     NoReLUSites,
     SiteCount,
@@ -16,10 +17,11 @@ from .replacement import (
 )
 from .site import ReplaceableReLU, ReplacementConfig
 from .snl import SelectiveLinearization
-from .training import AutoReP
+from .training import AutoReP, InvalidBudget
 
 __all__ = [
     "AutoReP",
+    "InvalidBudget",
     "NoReLUSites",
     "ReplaceableReLU",
     "ReplacementConfig",
@@ -30,10 +32,12 @@ __all__ = [
     "finalize",
     "freeze",
     "layerwise_positions",
+    "load_compressed",
     "project",
     "random_positions",
     "relu_count",
     "relu_table",
     "replace_relus",
+    "save_compressed",
     "set_positions",
 ]

@@ -61,7 +61,7 @@ class SelectiveLinearization:
         temperature: of the distillation.
 
     Raises:
-        ValueError: the budget is negative or not an integer.
+        InvalidBudget: the budget is negative or not an integer.
         NoReLUSites: the model has no ReLU.
     """
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tradeoff.core.errors import TradeoffError
 from tradeoff.nn.checkpoint import load_checkpoint, save_checkpoint
 from tradeoff.nn.fit import Callback, FitConfig, FitState, History, Indexable, fit
 from tradeoff.nn.losses import distillation, over_budget
@@ -54,7 +55,7 @@ class AutoReP:
         seed: of the scores' start.
 
     Raises:
-        ValueError: the budget is negative or not an integer.
+        InvalidBudget: the budget is negative or not an integer.
         NoReLUSites: the model has no ReLU.
 
     Example:
@@ -232,11 +233,16 @@ class AutoReP:
         return excess_flips(self.network)
 
 
+class InvalidBudget(TradeoffError, ValueError):
+    """The budget is negative or not a whole number."""
+
+
 def check_budget(budget: int) -> int:
+    """Return the budget if it is one, else raise :class:`InvalidBudget`."""
     if isinstance(budget, bool) or not isinstance(budget, int):
-        raise ValueError(f"the budget is a number of ReLUs per image, not {budget!r}")
+        raise InvalidBudget(f"the budget is a number of ReLUs per image, not {budget!r}")
     if budget < 0:
-        raise ValueError(f"the budget must not be negative, got {budget}")
+        raise InvalidBudget(f"the budget must not be negative, got {budget}")
     return budget
 
 
