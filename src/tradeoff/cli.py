@@ -127,7 +127,8 @@ def run(
 
     with redirect_stdout(sys.stderr) if json else nullcontext():
         method = load_method(name)
-        chosen = method.load_recipe(recipe, [*(changes or []), *([f"seeds={seeds}"] if seeds else [])])
+        repeats = [] if seeds is None else [f"seeds={seeds}"]
+        chosen = method.load_recipe(recipe, [*(changes or []), *repeats])
         pending, total = pending_trials(method, chosen, runs)
         console = _console(stderr=True)
         minutes = chosen.minutes * pending / max(total, 1)

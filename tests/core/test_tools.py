@@ -1,8 +1,10 @@
 """The tool runner and its box: limits, containment, cache."""
 
+import os
 import socket
+import subprocess
 import sys
-import threading
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -113,8 +115,6 @@ def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, requir
 def server() -> Iterator[int]:
     """A port of this machine that accepts connections."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=lambda: [listener.accept() for _ in range(9)], daemon=True)
-        thread.start()
         yield listener.getsockname()[1]
 
 
@@ -142,6 +142,25 @@ def test_box_neither_reads_nor_writes_outside(kind: str, tmp_path: Path) -> None
 def test_box_has_no_privilege_and_sees_no_process(kind: str) -> None:
     script = "id -u; grep CapEff /proc/self/status; ls -d /proc/[0-9]* | wc -l; mount -t tmpfs none /box"
     result = shell(script, isolate=True)
+    user, capabilities, processes = result.stdout.decode().splitlines()
+    assert user != "0" or os.geteuid() != 0
+    assert int(capabilities.split()[1], 16) == 0
+    assert int(processes) < 10
+    assert result.status is ToolStatus.FAILED
+
+
+def test_box_lends_its_folder_and_what_is_named(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "library.lib").write_text("cells")
+    tmp_path.chmod(0o755)
+    script = f"cat a {tmp_path}/library.lib; echo 1 > made; echo 2 > /tmp/also; pwd"
+    result = shell(script, inputs={"a": b"in "}, outputs=["made", "also"], isolate=True, readable=[tmp_path])
+    assert result.stdout == b"in cells/box\n"
+    assert result.outputs == {"made": b"1\n", "also": b"2\n"}
+
+
+def test_links_out_of_the_box_are_not_followed(kind: str) -> None:
+    script = "ln -s /etc/passwd one; ln -s /etc two; echo fine > three"
+    result = shell(script, outputs=["one", "two/passwd", "three"], isolate=True)
     assert result.outputs == {"three": b"fine\n"}
 
 
@@ -169,3 +188,17 @@ def test_without_a_sandbox_nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(SandboxUnavailable, match="apt-get install bubblewrap"):
         shell("true", isolate=True)
     assert shell("true").status is ToolStatus.OK
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="the other tests run as an ordinary user already")
+@pytest.mark.parametrize("kind", KINDS)
+def test_box_of_an_ordinary_user(kind: str, monkeypatch: pytest.MonkeyPatch, require: Require) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        os.chown(folder, 65534, 65534)
+        monkeypatch.setattr(sandbox, "_is_root", lambda: False)
+        script = "echo x > made; touch /usr/x || cat /proc/self/status | grep CapEff"
+        command = sandbox._BUILDERS[kind](["sh", "-c", script], Path(folder), ())
+        done = subprocess.run(command, user=65534, group=65534, cwd="/", capture_output=True, check=False)
+        require(b"Operation not permitted" not in done.stderr, "user namespaces are forbidden here")
+        assert int(done.stdout.split()[1], 16) == 0
+        assert (Path(folder) / "made").read_text() == "x\n"
