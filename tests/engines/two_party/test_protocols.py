@@ -145,7 +145,7 @@ class TestExact:
             run = two_parties(
                 lane,
                 lambda rank, m, lane=lane, level=level, winners=winners, indices=indices: (
-                    pooling.argmax_level(rank, lane, winners[rank], indices[rank], level == 0, iter(m))
+                    pooling.argmax_level(rank, lane, winners[rank], indices[rank], level == 0, m)
                 ),
             )
             winners = tuple(shares[0] for shares in run.shares)

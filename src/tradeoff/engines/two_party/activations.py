@@ -108,7 +108,7 @@ def quadratic(rank: int, kind: Quadratic, coefficients: Coefficients, x: Share, 
     def power(order: int, prefix: str, unit: Share | None) -> Share:
         """Share of (unit) y^order, where the dealer gave the products of the unit under ``prefix``."""
         u = m[f"{prefix}u"] if w is None else m[f"{prefix}u"] - w * m[f"{prefix}m"]
-        result = -u
+        result: Share = -u
         if order == 2:
             result = m[f"{prefix}uu"] - (K + K) * u
             if w is not None:

@@ -65,10 +65,12 @@ class Elementwise:
     """x * w element by element, w broadcast over the leading axes of x."""
 
     def __call__(self, x: Share, w: Share) -> Share:
-        return x * w
+        result: Share = x * w
+        return result
 
     def fused(self, x: Share, w: Share, y: Share, v: Share) -> Share:
-        return x * w + y * v
+        result: Share = x * w + y * v
+        return result
 
     def shape(self, x: tuple[int, ...], w: tuple[int, ...]) -> tuple[int, ...]:
         return x

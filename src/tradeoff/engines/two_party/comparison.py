@@ -68,10 +68,20 @@ class Comparison(Correlation):
         return (self.count * self.ring.nbytes, *self.tree.opened_bytes(self.count), self.count // 8)
 
     def correct(self, zero: Fields, one: Fields, static: Fields) -> NDArray[np.uint64]:
-        r, coin = zero["r"] + one["r"], zero["coin"] ^ one["coin"]
+        r: Share = zero["r"] + one["r"]
+        coin: Share = zero["coin"] ^ one["coin"]
         if self.shift:
-            own = (zero[name] for name in ("bits", "rho", "m", "s", "rho_s", "m_s"))
-            rows = elementwise.truncated_relu_corrections(r, coin, *own, self.shift)
+            rows = elementwise.truncated_relu_corrections(
+                r,
+                coin,
+                zero["bits"],
+                zero["rho"],
+                zero["m"],
+                zero["s"],
+                zero["rho_s"],
+                zero["m_s"],
+                self.shift,
+            )
         else:
             rows = elementwise.relu_corrections(r, coin, zero["bits"], zero["s"], zero["r_s"])
         levels = [
@@ -83,9 +93,12 @@ class Comparison(Correlation):
 
 def nonnegative(rank: int, tree: bits.ComparisonTree, c: Share, m: Fields) -> Rounds:
     """t = [x >= 0] ^ s, opened and packed, from the opened c = x + r."""
+    g: Share
+    p: Share | None
     g, p = bits.leaves(c, m["bits"], rank)
     for i, level in enumerate(tree.levels):
         masks = m[f"masks{i}"]
+        assert p is not None  # only the last level has none
         masked, linear = level.mask(g, p, masks)
         opened = masked ^ (yield masked)
         g, p = level.evaluate(opened, linear, masks, m[f"products{i}"], rank)
@@ -103,8 +116,9 @@ def relu(rank: int, kind: Comparison, x: Share, m: Fields) -> Rounds:
     half = kind.ring.scalar(1 << (kind.ring.bits - 2))
     c = c + (yield c)
     t = yield from nonnegative(rank, kind.tree, c, m)
-    own = (m[name] for name in ("rho", "m", "s", "rho_s", "m_s"))
-    return elementwise.truncated_relu(c + half, t, *own, kind.shift, rank)
+    return elementwise.truncated_relu(
+        c + half, t, m["rho"], m["m"], m["s"], m["rho_s"], m["m_s"], kind.shift, rank
+    )
 
 
 def maximum(rank: int, kind: Comparison, a: Share, b: Share, m: Fields) -> Rounds:

@@ -290,4 +290,4 @@ def _window_counts(operator: op.AveragePool, shape: tuple[int, ...]) -> Any:
 
     ones = np.ones((1, 1, *shape[1:]))
     taps = windows(ones, operator.kernel, operator.stride, operator.padding, (1,) * len(operator.kernel), 0)
-    return sum(taps)[0, 0]
+    return np.sum(taps, axis=0)[0, 0]

@@ -155,10 +155,10 @@ class Generator:
         self._static = [self._static_masks(index, step) for index, step in enumerate(self._steps)]
 
     def _static_masks(self, index: int, step: Step) -> Fields:
-        masks = {
-            name: sum(static_mask(prg, self._session, index, name, shape, step.ring) for prg in self._prgs)
-            for name, shape in step.static_shapes.items()
-        }
+        masks: dict[str, Share] = {}
+        for name, shape in step.static_shapes.items():
+            zero, one = (static_mask(prg, self._session, index, name, shape, step.ring) for prg in self._prgs)
+            masks[name] = zero + one
         return step.spread(masks)
 
     def corrections(self, inference: int) -> Iterator[tuple[int, Corrections]]:
@@ -209,7 +209,7 @@ class DealerFeed:
 
     def _receive(self, operator: int, correlation: Correlation) -> Corrections:
         expect = ("<u8", (correlation.correction_bytes // 8,))
-        received = self._net.recv(DEALER, tag=operator, expect=expect, offline=True)
+        received = np.asarray(self._net.recv(DEALER, tag=operator, expect=expect, offline=True))
         self._uncounted += correlation.correction_bytes
         while self._uncounted >= CREDIT:
             self._uncounted -= CREDIT
@@ -244,7 +244,7 @@ class OwnFeed:
 
 def dealt_source(net: Endpoint, ledger: BlockLedger | None = None) -> Source:
     """The source of a party whose dealer is party 2 of the session."""
-    seed = net.recv(DEALER, tag=SEED, expect=(bytes, (SEED_BYTES,)), offline=True)
+    seed = bytes(net.recv(DEALER, tag=SEED, expect=(bytes, (SEED_BYTES,)), offline=True))
     feed = DealerFeed(net) if net.me == 1 else None
     return Source(net.me, seed, session_bytes(net.session), feed, ledger=ledger)
 
@@ -253,7 +253,7 @@ def insecure_source(net: Endpoint, program: Program, batch: int, ledger: BlockLe
     """The source of a session without a dealer in which party 1 deals to itself. NOT secure; for tests."""
     session = session_bytes(net.session)
     if net.me == 0:
-        seed = net.recv(1, tag=SEED, expect=(bytes, (SEED_BYTES,)), offline=True)
+        seed = bytes(net.recv(1, tag=SEED, expect=(bytes, (SEED_BYTES,)), offline=True))
         return Source(0, seed, session, None, ledger=ledger)
     seeds = secrets.token_bytes(SEED_BYTES), secrets.token_bytes(SEED_BYTES)
     net.send(0, seeds[0], tag=SEED, offline=True)

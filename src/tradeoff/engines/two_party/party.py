@@ -84,7 +84,7 @@ class Evaluator:
 
     def receive(self, like: Share) -> Share:
         """The peer's message of the same type and shape."""
-        return self.net.recv(self._peer, tag=self._tag, expect=(like.dtype, like.shape))
+        return np.asarray(self.net.recv(self._peer, tag=self._tag, expect=(like.dtype, like.shape)))
 
     def lockstep(self, group: Group, protocols: Sequence[Callable[[list[Fields]], Rounds]]) -> list[Share]:
         """Run protocols side by side, each with the material of its lane."""

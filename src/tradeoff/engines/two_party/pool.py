@@ -74,7 +74,7 @@ def write_pool(folder: Path | str, program: Program, batch: int, runs: int) -> t
                 generator = Generator(program, batch, seeds, pool)
                 for run in range(runs):
                     for _, corrections in generator.corrections(run):
-                        file.write(memoryview(corrections).cast("B"))
+                        file.write(corrections.tobytes())
             file.flush()
             os.fsync(file.fileno())
         _write_state(path / f"party-{party}.state", {"pool": pool.hex(), "consumed": 0, "weights": None})
@@ -94,7 +94,8 @@ def open_pool(
     pool = PoolFile(own if own.is_dir() else Path(folder), net.me)
     pool.require(program, batch)
     mine = np.array([pool.consumed, *np.frombuffer(pool.identity, "<u8")], "<u8")
-    theirs = net.exchange(1 - net.me, mine, tag=_MEET_TAG, expect=(mine.dtype, mine.shape), offline=True)
+    expect = (mine.dtype, mine.shape)
+    theirs = np.asarray(net.exchange(1 - net.me, mine, tag=_MEET_TAG, expect=expect, offline=True))
     if (theirs[1:] != mine[1:]).any():
         raise PoolMismatch(f"the peer has another pool than {pool.path}")
     if theirs[0] != mine[0]:

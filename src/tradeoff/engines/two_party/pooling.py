@@ -4,7 +4,7 @@ The maximum of a window is a tournament of ReLUs, max(a, b) = b + ReLU(a - b), i
 takes a, the lower index. Average pooling is a local sum; its factor is public.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import product as positions
 
 import numpy as np
@@ -63,7 +63,7 @@ def argmax_lane(ring: Ring, radix: int, batch: int, pairs: int, first: bool) -> 
 
 
 def argmax_level(
-    rank: int, lane: Lane, values: Share, indices: Share, first: bool, materials: Iterator[Fields]
+    rank: int, lane: Lane, values: Share, indices: Share, first: bool, materials: Sequence[Fields]
 ) -> Rounds:
     """One level on (candidates, batch) arrays: returns the winners' values and indices, stacked.
 
@@ -76,13 +76,13 @@ def argmax_level(
     a, b = values[0 : 2 * pairs : 2], values[1 : 2 * pairs : 2]
     difference = np.zeros(comparison.count, values.dtype)
     difference[: a.size] = (a - b).ravel()
-    bit, positive = yield from at_least_zero(rank, comparison, difference, next(materials))
+    bit, positive = yield from at_least_zero(rank, comparison, difference, materials[0])
     step = np.zeros_like(difference)
     step[: a.size] = (indices[0 : 2 * pairs : 2] - indices[1 : 2 * pairs : 2]).ravel()
     if first:
         chosen = -bit  # the public difference of neighbors is a's index less b's: always -1
     else:
-        chosen = yield from product(rank, Elementwise(), bit, step, next(materials))
+        chosen = yield from product(rank, Elementwise(), bit, step, materials[1])
     winners = b + positive[: a.size].reshape(pairs, batch)
     places = indices[1 : 2 * pairs : 2] + chosen[: a.size].reshape(pairs, batch)
     rest = 2 * pairs

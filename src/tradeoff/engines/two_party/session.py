@@ -410,7 +410,8 @@ class _Running:
             while len(answers) < len(commands):
                 pending = {self._pipes[rank]: rank for rank in commands if rank not in answers}
                 for pipe in wait(list(pending)):
-                    answers[pending[pipe]] = pipe.recv()  # type: ignore[index, union-attr]
+                    assert isinstance(pipe, Connection)
+                    answers[pending[pipe]] = pipe.recv()
             return answers
         except (EOFError, OSError):
             self.failed = True

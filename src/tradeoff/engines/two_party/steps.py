@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import zip_longest
 from math import prod
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -320,7 +320,7 @@ class Activation(Step):
             terms = yield from static_product(Elementwise(), stacked, weight, next(materials))
         else:
             terms = stacked * self._encoded()[:, None, self._channel]
-        value = terms.sum(axis=0, dtype=x.dtype)
+        value: Share = terms.sum(axis=0, dtype=x.dtype)
         return value + self._constant() if party.rank == 0 else value
 
     def run(self, party: Evaluator, *inputs: Share) -> Share:
@@ -332,7 +332,8 @@ class Activation(Step):
         evaluated = np.ascontiguousarray(flat[:, self._polynomial])
         relu_parts = iter([part for window in chunks(compared.size) for part in window])
         image_parts = iter(self._images(batch))
-        relu_results, polynomial_results = [], []
+        relu_results: list[Share] = []
+        polynomial_results: list[Share] = []
         for group in self.groups(batch):
             protocols: list[Callable[[list[Fields]], Rounds]] = []
             for lane in group:
@@ -340,7 +341,7 @@ class Activation(Step):
                     protocols.append(_relu_protocol(party.rank, lane[0], compared[next(relu_parts)]))
                 else:
                     part = evaluated[next(image_parts)]
-                    protocols.append(lambda m, lane=lane, part=part: self._polynomials(party, lane, part, m))
+                    protocols.append(partial(self._polynomials, party, lane, part))
             for lane, share in zip(group, party.lockstep(group, protocols), strict=True):
                 (relu_results if isinstance(lane[0], Comparison) else polynomial_results).append(share)
         if relu_results:
@@ -401,10 +402,12 @@ class MaxPool(Step):
             level = [next(groups) for _ in chunks(a.size)]
             winners = b + _compare(party, level, a - b)
             candidates = np.concatenate([winners, candidates[2 * pairs :]])
-        return candidates[0]
+        result: Share = candidates[0]
+        return result
 
     def reference(self, *inputs: Integers) -> Integers:
-        return np.max(np.stack(self._windows(inputs[0], -(1 << (self.ring.bits - 3)))), axis=0)
+        result: Integers = np.max(np.stack(self._windows(inputs[0], -(1 << (self.ring.bits - 3)))), axis=0)
+        return result
 
 
 @dataclass(frozen=True, eq=False)
@@ -442,7 +445,8 @@ class Add(Step):
 
     def run(self, party: Evaluator, *inputs: Share) -> Share:
         a, b = (x << self.ring.scalar(shift) for x, shift in zip(inputs, self.shifts, strict=True))
-        return a + b
+        result: Share = a + b
+        return result
 
     def reference(self, *inputs: Integers) -> Integers:
         return (inputs[0] << self.shifts[0]) + (inputs[1] << self.shifts[1])
@@ -502,16 +506,14 @@ class ArgMax(Step):
             indices += np.arange(self.features, dtype=values.dtype)[:, None]
         for i, group in enumerate(self.groups(len(inputs[0]))):
             (lane,) = group
-            level = [
-                lambda m, lane=lane, i=i, values=values, indices=indices: pooling.argmax_level(
-                    party.rank, lane, values, indices, i == 0, iter(m)
-                )
-            ]
-            ((values, indices),) = party.lockstep(group, level)
-        return indices[0]
+            level = partial(pooling.argmax_level, party.rank, lane, values, indices, i == 0)
+            ((values, indices),) = party.lockstep(group, [level])
+        result: Share = indices[0]
+        return result
 
     def reference(self, *inputs: Integers) -> Integers:
-        return np.argmax(inputs[0], axis=1).astype(np.int64)
+        result: Integers = np.argmax(inputs[0], axis=1).astype(np.int64)
+        return result
 
 
 @dataclass(frozen=True, eq=False)
@@ -568,7 +570,7 @@ def _elementwise(
     flat = np.ascontiguousarray(x).ravel()
     results = []
     for group, window in zip(groups, chunks(flat.size), strict=True):
-        results += party.lockstep(group, [lambda m, part=flat[part]: protocol(part, m) for part in window])
+        results += party.lockstep(group, [partial(protocol, flat[part]) for part in window])
     return _joined(results, x.shape)
 
 

@@ -61,6 +61,6 @@ def truncate(rank: int, ring: Ring, shift: int, x: Share, m: Fields) -> Rounds:
 
 def truncate_locally(rank: int, ring: Ring, shift: int, x: Share) -> Share:
     """x >> shift without communication, wrong by about 2^(L-shift) with probability |x| / 2^L an element."""
-    if rank == 0:
-        return x >> ring.scalar(shift)
-    return -(-x >> ring.scalar(shift))
+    own: Share = x if rank == 0 else -x
+    own = own >> ring.scalar(shift)
+    return own if rank == 0 else -own
