@@ -121,12 +121,12 @@ def quadratic(rank: int, kind: Quadratic, coefficients: Coefficients, x: Share, 
     first = coefficients.linear * power(1, "", one)
     if coefficients.linear_mask is not None:
         first += power(1, "linear_", coefficients.linear_mask)
-    result = (first << ring.scalar(ring.frac_bits)) + coefficients.quadratic * power(2, "", one)
+    total: Share = (first << ring.scalar(ring.frac_bits)) + coefficients.quadratic * power(2, "", one)
     if coefficients.quadratic_mask is not None:
-        result += power(2, "quadratic_", coefficients.quadratic_mask)
+        total += power(2, "quadratic_", coefficients.quadratic_mask)
     if coefficients.constant is not None:
-        result += coefficients.constant
-    return result
+        total += coefficients.constant
+    return total
 
 
 def powers_lane(ring: Ring, count: int, shift: int, degree: int) -> Lane:

@@ -107,7 +107,7 @@ def square(rank: int, x: Share, m: Fields) -> Rounds:
     e = x - m["a"]
     e = e + (yield e)
     doubled = e + e
-    result = m["aa"] + doubled * m["a"]
+    result: Share = m["aa"] + doubled * m["a"]
     if rank == 0:
         result += e * e
     return result
