@@ -219,10 +219,8 @@ class Bench:
 
     def network(self, name: str, each: Sequence[Workload], progress: Progress) -> None:
         """Measures all workloads over one network."""
-        link = profile(name)
         with ExitStack() as stack:
-            rtt, bandwidth = 2e-3 * link.latency_ms, 1e6 * (link.mbit or 0)
-            lab = stack.enter_context(Lab(3, rtt=rtt, bandwidth=bandwidth))
+            lab = stack.enter_context(Lab.of(profile(name), hosts=3))
             self.networks[name] = {"emulator": lab.emulator} | asdict(lab.measure())
             teams = []
             for index, competitor in enumerate(self.chosen):

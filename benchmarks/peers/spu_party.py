@@ -127,7 +127,8 @@ class Spu:
         description.http_max_payload_size = 32 << 20  # as in the examples of its documentation
         for party, address in enumerate(addresses):
             description.add_party(f"party-{party}", f"{address}:{port}")
-        self.log = Path(tempfile.mkdtemp(prefix="spu-")) / "log"
+        self._folder = tempfile.TemporaryDirectory(prefix="spu-")
+        self.log = Path(self._folder.name) / "log"
         options = libspu.logging.LogOptions()
         options.enable_console_logger = False
         options.system_log_path = str(self.log)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tradeoff.engines.transport import Config, InsecureTransport
+from tradeoff.engines.transport import Config, InsecureTransport, LinkShaper, profile
 from tradeoff.engines.transport.emulation import Lab, probe
 
 RECEIVE = """
@@ -252,6 +252,17 @@ def test_own_namespace_of_the_machine_is_no_test_namespace() -> None:
     outside = ("192.0.2.6:7000", "192.0.2.7:7001")
     with pytest.raises(InsecureTransport):
         Config(outside, insecure=True, test_namespace=os.readlink("/proc/self/ns/net")).require_secure(1)
+
+
+@pytest.mark.usefixtures("tun")
+def test_lab_of_a_profile_has_its_delay_and_bandwidth() -> None:
+    with Lab.of(profile("wan"), emulator="tun") as lab:
+        assert (lab.rtt, lab.bandwidth) == (pytest.approx(0.04), pytest.approx(352e6))
+
+
+def test_jitter_and_losses_are_refused() -> None:
+    with pytest.raises(ValueError, match="jitter or losses"):
+        Lab.of(LinkShaper(latency_ms=1.0, jitter_ms=0.5))
 
 
 @pytest.mark.parametrize(

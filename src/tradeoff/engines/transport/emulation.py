@@ -3,7 +3,7 @@
 A :class:`Lab` is a set of hosts, each a network namespace of its own, joined pairwise by links of a given
 round trip time and bandwidth::
 
-    with Lab(hosts=2, rtt=0.04, bandwidth=352e6) as lab:
+    with Lab.of(profile("wan")) as lab:  # or Lab(hosts=2, rtt=0.04, bandwidth=352e6)
         server = lab.popen(0, ["python", "server.py", lab.addresses[0]])
         client = lab.popen(1, ["python", "client.py", lab.addresses[0]])
         ...
@@ -34,6 +34,7 @@ from types import TracebackType
 from typing import Any
 
 from tradeoff.core.errors import EngineError
+from tradeoff.engines.transport.shaper import LinkShaper
 
 SHAPING_EMULATORS = ("netem", "tun")
 """In the order of preference."""
@@ -138,6 +139,19 @@ class Lab:
         except BaseException:
             self.close()
             raise
+
+    @classmethod
+    def of(cls, link: LinkShaper, hosts: int = 2, *, emulator: str | None = None) -> "Lab":
+        """Hosts joined by links with the latency and bandwidth of a profile.
+
+        Raises:
+            ValueError: the profile asks for jitter or losses, which are not emulated here.
+        """
+        if link.jitter_ms or link.loss_rate:
+            raise ValueError(
+                f"link {link.name!r} has jitter or losses; a lab emulates delay and bandwidth only"
+            )
+        return cls(hosts, rtt=2e-3 * link.latency_ms, bandwidth=1e6 * (link.mbit or 0), emulator=emulator)
 
     def _ask(self, **request: object) -> dict[str, Any]:
         assert self._keeper.stdin is not None
