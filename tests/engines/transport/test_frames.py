@@ -189,6 +189,7 @@ def test_garbage_gives_frames_or_a_frame_error(stream):
 
 
 @given(st.binary(max_size=100))
+@settings(deadline=None)
 def test_json_payloads_give_an_object_or_a_frame_error(text):
     try:
         assert isinstance(decode_json(text), dict)

@@ -6,7 +6,7 @@ import threading
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transport_helpers import run_local
 
@@ -158,6 +158,7 @@ def test_rounds_and_bytes_by_scope_sum_to_the_total():
         assert {row["scope"] for row in stats.to_json()["traffic"]} == set(stats.scopes())
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 30_000), min_size=1, max_size=12))
 def test_sixteen_bits_carry_a_clock_of_any_length(steps):
     """The clock that a message carries modulo 2^16 is understood while senders are within 2^15 rounds."""

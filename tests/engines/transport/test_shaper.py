@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transport_helpers import run_local
 
@@ -24,6 +24,7 @@ def test_release_times_follow_queue_rate_and_delay():
     assert profile("wan").seconds(5, 0) == pytest.approx(0.1)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.floats(0, 0.01), st.integers(1, 10**6)), min_size=2, max_size=30),
     st.integers(0, 1000),

@@ -195,7 +195,8 @@ class Proxy:
                     return
                 sink.settimeout(60)
                 sink.sendall(data)
-            sink.shutdown(socket.SHUT_WR)
+            if not self.silent:
+                sink.shutdown(socket.SHUT_WR)
         except OSError:
             pass
 
