@@ -78,30 +78,30 @@ class FitConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    epochs: int | None = Field(None, ge=0)
-    steps: int | None = Field(None, ge=0)
-    batch_size: int = Field(128, ge=1)
+    epochs: int | None = Field(default=None, ge=0)
+    steps: int | None = Field(default=None, ge=0)
+    batch_size: int = Field(default=128, ge=1)
     optimizer: Literal["sgd", "adam"] = "sgd"
-    learning_rate: float = Field(0.1, gt=0)
-    final_learning_rate: float = Field(0.0, ge=0)
-    momentum: float = Field(0.9, ge=0, lt=1)
+    learning_rate: float = Field(default=0.1, gt=0)
+    final_learning_rate: float = Field(default=0.0, ge=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
     nesterov: bool = False
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
     schedule: Schedule = "cosine"
-    warmup_fraction: float = Field(0.25, gt=0, lt=1)
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
-    lookahead: int | None = Field(None, ge=1)
+    warmup_fraction: float = Field(default=0.25, gt=0, lt=1)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    lookahead: int | None = Field(default=None, ge=1)
     mixed_precision: Literal["no", "fp16", "bf16"] | None = None
-    clip_norm: float | None = Field(None, gt=0)
-    crop_padding: int = Field(0, ge=0)
+    clip_norm: float | None = Field(default=None, gt=0)
+    crop_padding: int = Field(default=0, ge=0)
     flip: bool = False
-    initial_scale: float = Field(1.0, gt=0, le=1)
-    full_size_fraction: float = Field(0.2, gt=0, le=1)
+    initial_scale: float = Field(default=1.0, gt=0, le=1)
+    full_size_fraction: float = Field(default=0.2, gt=0, le=1)
     channels_last: bool = False
-    checkpoint_seconds: float = Field(60.0, ge=0)
-    evaluate_every: int = Field(1, ge=1)
-    workers: int = Field(0, ge=0)
-    seed: int = Field(0, ge=0)
+    checkpoint_seconds: float = Field(default=60.0, ge=0)
+    evaluate_every: int = Field(default=1, ge=1)
+    workers: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:

@@ -5,7 +5,7 @@ A polynomial of degree ``d`` with one set of coefficients per channel is an arra
 first after the batch), so the same array serves feature maps ``(batch, channels, height, width)`` and
 vectors ``(batch, features)``.
 
-Distribution-aware coefficients (DaPa) are those of AutoReP (Peng et al., ICCV 2023, section 3.3): the
+Distribution-aware coefficients (DaPa) are those of AutoReP (Peng et al., ICCV 2023): the
 least-squares polynomial for ReLU under the normal distribution that was measured at the input. In the
 basis of Hermite polynomials the normal equations are diagonal, because derivatives of ReLU are a step
 and then a delta: one formula serves every degree.
@@ -242,7 +242,7 @@ def distribution_aware(
 ) -> Float[Tensor, "terms channels"]:
     """Return the polynomial of each channel that is nearest to ReLU for inputs N(mean, std^2).
 
-    It minimizes ``E[(ReLU(x) - p(x))^2]`` (DaPa; AutoReP, section 3.3). For degree 2 and z = mean/std this is
+    It minimizes ``E[(ReLU(x) - p(x))^2]`` (DaPa of AutoReP). For degree 2 and z = mean/std this is
     c2 = phi(z)/(2 std), c1 = Phi(z) - z phi(z), c0 = std phi(z) (1 + z^2)/2. Computed in float64.
 
     Args:

@@ -49,7 +49,7 @@ def native_relay() -> Callable[[list[tuple[int, int, float, float]], int], None]
         from tradeoff._native import relay_packets
     except ImportError as error:
         raise OSError(f"the native extension has no packet relay here ({error})") from error
-    return relay_packets  # type: ignore[no-any-return]
+    return relay_packets
 
 
 class Keeper:

@@ -113,8 +113,8 @@ def _common(outcomes: Outcomes, first: str, second: str) -> set[int]:
 
 
 def _accuracy(outcomes: Outcomes, first: str, second: str, budget: int, margin: float = 0.0) -> Finding:
-    values = (outcomes.where(variant, budget=budget).values("accuracy") for variant in (first, second))
-    finding = compare(*values, margin=margin)
+    a, b = (outcomes.where(variant, budget=budget).values("accuracy") for variant in (first, second))
+    finding = compare(a, b, margin)
     named = {"a": first, "b": second}
     numbers = {named.get(key, key): value for key, value in finding.numbers.items()}
     return Finding(verdict=finding.verdict, numbers={"budget": budget, **numbers})
@@ -152,27 +152,27 @@ CLAIMS = (
     ),
     Claim(
         "Distribution-aware polynomials are better than the fixed x^2 + x",
-        "section 3.3",
+        "the method: DaPa",
         polynomial_beats_square,
     ),
     Claim(
         "A distribution-aware quadratic misses ReLU by a small part of what the identity does",
-        "section 3.3",
+        "the method: DaPa",
         small_approximation_error,
     ),
     Claim(
         "Learned positions are at least 4 points better than random ones where a lost ReLU is an identity",
-        "section 3.2 (the margin is ours)",
+        "the method: learned positions (the margin is ours)",
         learned_beats_random,
     ),
     Claim(
         "With polynomials, learned positions are not more than 1.5 points below random ones",
-        "section 3.2 (the margin is ours)",
+        "the method: learned positions (the margin is ours)",
         learned_polynomials_not_below_random,
     ),
     Claim(
         "Hysteresis lowers the flips of the mask and costs at most one point",
-        "section 3.2",
+        "the method: hysteresis",
         hysteresis_calms,
     ),
     Claim(

@@ -67,7 +67,7 @@ class ReplacementConfig(pydantic.BaseModel):
 
 
 class ReplaceableReLU(nn.Module):
-    """``y = h ReLU(x) + (1 - h) p(x)`` with a learned choice ``h`` per position (AutoReP, equation 3).
+    """``y = h ReLU(x) + (1 - h) p(x)`` with a learned choice ``h`` per position.
 
     In training mode each forward pass first moves the choice by hysteresis, and during calibration measures
     its input and refits the polynomial. In evaluation mode nothing changes.
