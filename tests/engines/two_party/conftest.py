@@ -59,10 +59,13 @@ def run_protocol(
             assert all(finished for finished, _ in steps), "the parties ended in different rounds"
             run.shares = (steps[0][1], steps[1][1])
             break
+        assert steps[0][1].nbytes == steps[1][1].nbytes
         run.messages.append((steps[0][1].copy(), steps[1][1].copy()))
         replies = (steps[1][1], steps[0][1])
     declared = [size for correlation in lane for size in correlation.openings]
     assert [messages[0].nbytes for messages in run.messages] == declared
+    for (zero, _), speakers in zip(run.messages, [c.speakers for c in lane for _ in c.openings], strict=True):
+        assert 0 in speakers or not zero.any(), "a party that only listens has nothing to say"
     return run
 
 

@@ -98,11 +98,13 @@ class TestExact:
         map = Convolution((1, 1), (1, 1), (1, 1))
         x = ring.elements(samples(ring, ring.bits - 2, 2 * 3 * 6 * 6)).reshape(2, 3, 6, 6)
         w, mask = (ring.elements(samples(ring, ring.bits - 2, 4 * 27, s)).reshape(4, 3, 3, 3) for s in (1, 2))
-        shares, masks = share(ring, x), share(ring, mask)
+        shares = share(ring, x)
         lane = (StaticTriple(ring, map, x.shape, w.shape),)
-        weight = [StaticOperand(w - mask, masks[rank], rank) for rank in (0, 1)]
+        operands = StaticOperand(w - mask, mask), StaticOperand(w - mask, None)
         run = two_parties(
-            lane, lambda rank, m: static_product(map, shares[rank], weight[rank], m[0]), {"weight": mask}
+            lane,
+            lambda rank, m: static_product(rank, map, shares[rank], operands[rank], m[0]),
+            {"weight": mask},
         )
         assert (run.value == _conv(x, w, map)).all()
         assert [message.nbytes for message, _ in run.messages] == [x.nbytes]
@@ -187,8 +189,7 @@ class TestWithinOneUnit:
         x = samples(ring, 2 * f + 2 if dropped else f + 2, 60).reshape(4, 15)
         c = np.random.default_rng(1).integers(-(1 << f), 1 << f, (3, 15))
         shares, kind = share(ring, ring.elements(x)), Quadratic(ring, x.shape, shift, private)
-        masks = {name: share(ring, share(ring, ring.elements(c[0]))[0]) for name in ("linear", "quadratic")}
-        static = {name: parts[0] + parts[1] for name, parts in masks.items()}
+        static = {name: share(ring, ring.elements(c[0]))[0] for name in ("linear", "quadratic")}
 
         def protocol(rank: int, m: Any) -> Any:
             linear, quadratic_, constant = (ring.elements(row) for row in (c[1], c[2], c[0] << (2 * f)))
@@ -196,7 +197,7 @@ class TestWithinOneUnit:
             if not private:
                 return quadratic(rank, kind, Coefficients(constant, linear, quadratic_), shares[rank], m[0])
             opened = linear - static["linear"], quadratic_ - static["quadratic"]
-            own = masks["linear"][rank], masks["quadratic"][rank]
+            own = (static["linear"], static["quadratic"]) if rank == 0 else (None, None)
             return quadratic(rank, kind, Coefficients(constant, *opened, *own), shares[rank], m[0])
 
         run = two_parties((kind,), protocol, static if private else None)

@@ -83,7 +83,7 @@ class Coefficients:
     Args:
         constant: party 0's addend with all fractional bits of the result; None at party 1.
         linear, quadratic: the public value, or D = C - B for a private one.
-        linear_mask, quadratic_mask: share of B, for private ones.
+        linear_mask, quadratic_mask: B, for private ones, at party 0.
     """
 
     constant: Share | None
@@ -119,10 +119,10 @@ def quadratic(rank: int, kind: Quadratic, coefficients: Coefficients, x: Share, 
 
     one = np.ones((), x.dtype) if rank == 0 else None
     first = coefficients.linear * power(1, "", one)
-    if coefficients.linear_mask is not None:
+    if kind.private:
         first += power(1, "linear_", coefficients.linear_mask)
     total: Share = (first << ring.scalar(ring.frac_bits)) + coefficients.quadratic * power(2, "", one)
-    if coefficients.quadratic_mask is not None:
+    if kind.private:
         total += power(2, "quadratic_", coefficients.quadratic_mask)
     if coefficients.constant is not None:
         total += coefficients.constant

@@ -12,13 +12,13 @@ every call.
 
 from dataclasses import dataclass
 from math import prod
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 
 from tradeoff.engines.two_party import ring as kernels
 from tradeoff.engines.two_party.correlations import Correlation, Field, Fields
-from tradeoff.engines.two_party.protocol import Rounds
+from tradeoff.engines.two_party.protocol import Rounds, silence
 from tradeoff.engines.two_party.sharing import Ring, Share
 
 
@@ -156,9 +156,11 @@ class StaticTriple(Correlation):
     left: tuple[int, ...]
     right: tuple[int, ...]
 
+    speakers: ClassVar[tuple[int, ...]] = (1,)
+
     @property
     def random(self) -> tuple[Field, ...]:
-        return (Field("a", self.left),)
+        return (Field("a", self.left, owner=1),)
 
     @property
     def derived(self) -> tuple[Field, ...]:
@@ -173,17 +175,23 @@ class StaticTriple(Correlation):
 
 
 class StaticOperand(Protocol):
-    """A static operand W as one party sees it: D = W - B, and the share of B (at party 0 with D added)."""
+    """A static operand W of party 0 as one party sees it: W at party 0, D = W - B at party 1."""
+
+    @property
+    def weight(self) -> Share: ...
 
     @property
     def opened(self) -> Share: ...
 
-    @property
-    def mask(self) -> Share: ...
 
+def static_product(rank: int, map: BilinearMap, x: Share, operand: StaticOperand, m: Fields) -> Rounds:
+    """x*W of a shared x and party 0's static W: 1 round, in which party 1 alone opens its share of the input.
 
-def static_product(map: BilinearMap, x: Share, weight: StaticOperand, m: Fields) -> Rounds:
-    """x*W for a static W: 1 round, the input opened once."""
-    e = x - m["a"]
-    e = e + (yield e)
-    return m["c"] + map.fused(e, weight.mask, m["a"], weight.opened)
+    Party 0 computes W*x_0 by itself. For W*x_1, party 1 sends e = x_1 - a under its own mask a, and
+    W*x_1 = W*e + D*a + B*a, of which the dealer shared the last term.
+    """
+    if rank == 0:
+        e = yield silence(x)
+        return m["c"] + map(x + e, operand.weight)
+    yield x - m["a"]
+    return m["c"] + map(m["a"], operand.opened)

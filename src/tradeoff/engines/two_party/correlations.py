@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,11 +26,16 @@ Fields = Mapping[str, Share]
 
 @dataclass(frozen=True)
 class Field:
-    """One array of a correlation: ring elements, or words of packed bits."""
+    """One array of a correlation: ring elements, or words of packed bits.
+
+    Args:
+        owner: the party that alone draws a random field, whole; None if both hold shares.
+    """
 
     name: str
     shape: tuple[int, ...]
     packed: bool = False
+    owner: int | None = None
 
     def dtype(self, ring: Ring) -> np.dtype[Any]:
         return WORD if self.packed else ring.dtype
@@ -49,6 +54,8 @@ class Correlation:
 
     ring: Ring
 
+    speakers: ClassVar[tuple[int, ...]] = (0, 1)  # who sends in the rounds of the protocol
+
     @property
     def random(self) -> tuple[Field, ...]:
         raise NotImplementedError
@@ -59,7 +66,7 @@ class Correlation:
 
     @property
     def openings(self) -> tuple[int, ...]:
-        """Payload bytes that each party sends in each round of the protocol that uses this correlation."""
+        """Payload bytes that each speaker sends in each round of the protocol that uses this correlation."""
         raise NotImplementedError
 
     def derive(self, values: Fields, static: Fields) -> dict[str, Share]:
@@ -74,13 +81,7 @@ class Correlation:
             one: party 1's shares of the random fields.
             static: the operator's static masks in the clear.
         """
-        values = {
-            field.name: zero[field.name] ^ one[field.name]
-            if field.packed
-            else zero[field.name] + one[field.name]
-            for field in self.random
-        }
-        derived = self.derive(values, static)
+        derived = self.derive({field.name: _whole(field, zero, one) for field in self.random}, static)
         buffer = np.zeros(self.correction_bytes // 8, np.uint64)
         for name, out in split(self.derived, buffer, self.ring).items():
             np.subtract(derived[name], zero[name], out=out)
@@ -91,9 +92,9 @@ class Correlation:
         """Bytes that the dealer sends to party 1."""
         return sum(field.nbytes(self.ring) for field in self.derived)
 
-    @cached_property
-    def random_bytes(self) -> int:
-        return sum(field.nbytes(self.ring) for field in self.random)
+    def random_of(self, rank: int) -> tuple[Field, ...]:
+        """The random fields of which a party holds a share."""
+        return tuple(field for field in self.random if field.owner in (None, rank))
 
 
 def split(fields: tuple[Field, ...], buffer: NDArray[np.uint64], ring: Ring) -> dict[str, Share]:
@@ -121,20 +122,33 @@ def join(correlation: Correlation, derived: list[Share]) -> NDArray[np.uint64]:
 
 def expand_zero(correlation: Correlation, stream: Stream) -> dict[str, Share]:
     """Party 0's share: all of it comes from its generator."""
-    buffer = stream.words((correlation.random_bytes + correlation.correction_bytes) // 8)
-    return split(correlation.random + correlation.derived, buffer, correlation.ring)
+    return _draw(correlation.random_of(0) + correlation.derived, stream, correlation.ring)
 
 
 def expand_one(correlation: Correlation, stream: Stream, corrections: NDArray[np.uint64]) -> dict[str, Share]:
     """Party 1's share: random fields from its generator, derived ones from the dealer."""
-    shares = split(correlation.random, stream.words(correlation.random_bytes // 8), correlation.ring)
+    shares = _draw(correlation.random_of(1), stream, correlation.ring)
     return shares | split(correlation.derived, corrections, correlation.ring)
 
 
 def deal(correlation: Correlation, zero: Stream, one: Stream, static: Fields) -> NDArray[np.uint64]:
     """The dealer's work for one correlation: the corrections for party 1, as words."""
-    others = split(correlation.random, one.words(correlation.random_bytes // 8), correlation.ring)
+    others = _draw(correlation.random_of(1), one, correlation.ring)
     return correlation.correct(expand_zero(correlation, zero), others, static)
+
+
+def _draw(fields: tuple[Field, ...], stream: Stream, ring: Ring) -> dict[str, Share]:
+    """Uniform fields, all from one stretch of the stream."""
+    return split(fields, stream.words(sum(field.nbytes(ring) for field in fields) // 8), ring)
+
+
+def _whole(field: Field, zero: Fields, one: Fields) -> Share:
+    """A random field in the clear."""
+    if field.owner is not None:
+        return (zero, one)[field.owner][field.name]
+    if field.packed:
+        return np.bitwise_xor(zero[field.name], one[field.name])
+    return np.add(zero[field.name], one[field.name])
 
 
 class Material:

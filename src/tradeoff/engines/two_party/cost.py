@@ -38,7 +38,8 @@ def cost(program: Program, batch: int = 1, net: str | LinkShaper = "loopback", *
     static = sum(
         prod(shape) * program.ring.nbytes for step in program.steps for shape in step.static_shapes.values()
     )
-    setup = Row("setup", "setup", 1, SEED_BYTES + static, SEED_BYTES + static)
+    masked = (static, 0) if party == 0 else (0, static)
+    setup = Row("setup", "setup", 1, SEED_BYTES + masked[0], SEED_BYTES + masked[1])
     link = profile(net)
     total = Report(rows, setup).total
     seconds = link.seconds(total.rounds, max(total.sent, total.received))
@@ -51,6 +52,6 @@ def _row(program: Program, step: Step, batch: int, party: int) -> Row:
         receivers = {"client": (1,), "server": (0,), "both": (0, 1)}[program.options.reveal_to]
         sent = payload if 1 - party in receivers else 0
         return Row(step.name, step.kind, 1, sent, payload if party in receivers else 0)
-    counted = traffic(step.groups(batch))
+    counted = traffic(step.groups(batch), party)
     offline = counted.offline if party == 1 else 0
     return Row(step.name, step.kind, counted.rounds, counted.sent, counted.received, offline)

@@ -106,7 +106,7 @@ class Source:
         return self._prg.stream(self._session, inference, operator, chunk, type(correlation).__name__)
 
     def static(self, operator: int, name: str, shape: tuple[int, ...], ring: Ring) -> Share:
-        """This party's share of the mask of a static operand, drawn once a session."""
+        """The mask of a static operand of party 0, who draws it alone, once a session."""
         return static_mask(self._prg, self._session, operator, name, shape, ring)
 
     def fetch(self, groups: Iterable[Sequence[Group]]) -> None:
@@ -123,7 +123,7 @@ class Source:
 def static_mask(
     prg: Prg, session: bytes, operator: int, name: str, shape: tuple[int, ...], ring: Ring
 ) -> Share:
-    """The share of a static mask that grows from one party's seed."""
+    """A static mask from party 0's generator."""
     return (
         prg.stream(session, None, operator, 0, f"static {name}").words(prod(shape), ring.dtype).reshape(shape)
     )
@@ -157,8 +157,7 @@ class Generator:
     def _static_masks(self, index: int, step: Step) -> Fields:
         masks: dict[str, Share] = {}
         for name, shape in step.static_shapes.items():
-            zero, one = (static_mask(prg, self._session, index, name, shape, step.ring) for prg in self._prgs)
-            masks[name] = zero + one
+            masks[name] = static_mask(self._prgs[0], self._session, index, name, shape, step.ring)
         return step.spread(masks)
 
     def corrections(self, inference: int) -> Iterator[tuple[int, Corrections]]:

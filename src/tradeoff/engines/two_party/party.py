@@ -28,22 +28,21 @@ _SETUP_TAG = 0xFFFF_FF00
 
 @dataclass(frozen=True)
 class StaticOperand:
-    """One party's view of a private operand W that keeps one mask B for the session.
+    """A private operand W of party 0, which keeps one mask B for the session, as one party sees it.
 
     Args:
         opened: D = W - B, known to both.
-        share: of B.
-        rank: of this party.
+        mask: B at party 0, which draws it alone; None at party 1.
     """
 
     opened: Share
-    share: Share
-    rank: int
+    mask: Share | None
 
     @cached_property
-    def mask(self) -> Share:
-        """Share of B; with D at party 0, which absorbs the product of the two openings."""
-        return self.share + self.opened if self.rank == 0 else self.share
+    def weight(self) -> Share:
+        """W, at party 0."""
+        assert self.mask is not None
+        return self.opened + self.mask
 
 
 class Evaluator:
@@ -99,35 +98,29 @@ class Evaluator:
         return self._operands[step.name, name]
 
     def prepare(self) -> None:
-        """Agree on a common generator and open the masked static operands: one round a session."""
+        """Agree on a common generator and open the masked operands of party 0: one round a session."""
         with self.net.scope(SETUP), self.clock.measure(SETUP):
-            masks = {
-                (index, step.name, name): self._source.static(index, name, shape, self.ring)
-                for index, step in enumerate(self.program.steps)
-                for name, shape in step.static_shapes.items()
-            }
-            seed = secrets.token_bytes(SEED_BYTES)
-            with self.net.coalesce():
-                self.net.send(self._peer, seed, tag=_SETUP_TAG)
-                differences = [
-                    self._difference(index, name, share) for (index, _, name), share in masks.items()
-                ]
-                for difference in differences:
-                    self.net.send(self._peer, difference, tag=_SETUP_TAG)
-            theirs = self.net.recv(self._peer, tag=_SETUP_TAG, expect=(bytes, (SEED_BYTES,)))
-            seeds = (seed, theirs) if self.rank == 0 else (theirs, seed)
-            self._common = Prg(agree(*seeds), self._ledger)
-            for ((index, step, name), share), own in zip(masks.items(), differences, strict=True):
-                other = self.net.recv(self._peer, tag=_SETUP_TAG, expect=(own.dtype, own.shape))
-                spread = self.program.steps[index].spread({"opened": own + other, "share": share})
-                self._operands[step, name] = StaticOperand(spread["opened"], spread["share"], self.rank)
+            own = secrets.token_bytes(SEED_BYTES)
+            self.net.send(self._peer, own, tag=_SETUP_TAG)
+            theirs = bytes(self.net.recv(self._peer, tag=_SETUP_TAG, expect=(bytes, (SEED_BYTES,))))
+            self._common = Prg(agree(*((own, theirs) if self.rank == 0 else (theirs, own))), self._ledger)
+            for index, step in enumerate(self.program.steps):
+                values = step.static_values() if self.rank == 0 and step.static_shapes else {}
+                for name, shape in step.static_shapes.items():
+                    self._operands[step.name, name] = self._open(index, step, name, shape, values.get(name))
             self.net.round()
 
-    def _difference(self, index: int, name: str, share: Share) -> Share:
-        """This party's share of W - B; W is party 0's."""
-        if self.rank == 1:
-            return -share
-        return self.program.steps[index].static_values()[name] - share
+    def _open(
+        self, index: int, step: Step, name: str, shape: tuple[int, ...], value: Share | None
+    ) -> StaticOperand:
+        """Party 0 masks its operand and sends the difference."""
+        if value is None:
+            opened = np.asarray(self.net.recv(SERVER, tag=_SETUP_TAG, expect=(self.ring.dtype, shape)))
+            return StaticOperand(step.spread({name: opened})[name], None)
+        mask = self._source.static(index, name, shape, self.ring)
+        opened = value - mask
+        self.net.send(CLIENT, opened, tag=_SETUP_TAG)
+        return StaticOperand(step.spread({name: opened})[name], step.spread({name: mask})[name])
 
     def infer(self, x: NDArray[Any] | None) -> NDArray[np.float64] | None:
         """One inference: party 1 passes inputs (batch, *input_shape); who is to have the result gets it."""

@@ -9,14 +9,19 @@ peer's.
 ...     ...
 
 Both parties run the same code, and the two messages of a round cross on the wire, so a round costs one
-one-way delay. :func:`lockstep` drives several protocols at once: their messages of a round travel together,
-which is how large tensors are cut into chunks (the next chunk computes while the last one's message travels)
-and how a polynomial rides in the rounds of a comparison.
+one-way delay. Where only one party speaks (``Correlation.speakers``), the other yields an empty stand-in of
+the message's type and shape (:func:`silence`).
+
+:func:`lockstep` drives several protocols at once: their messages of a round travel together, which is how
+large tensors are cut into chunks (the next chunk computes while the last one's message travels) and how a
+polynomial rides in the rounds of a comparison.
 """
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Protocol as Interface
+
+import numpy as np
 
 from tradeoff.core.errors import EngineError
 from tradeoff.engines.two_party.correlations import Correlation
@@ -40,6 +45,9 @@ IN_FLIGHT = 1 << (21 - 17)
 
 class Channel(Interface):
     """The link to the other computing party."""
+
+    @property
+    def rank(self) -> int: ...
 
     def send(self, message: Share) -> None: ...
 
@@ -66,14 +74,17 @@ class Traffic:
         )
 
 
-def traffic(groups: Sequence[Group]) -> Traffic:
-    """What groups of lanes cost; the same description drives the dealer and the protocols themselves."""
+def traffic(groups: Sequence[Group], party: int) -> Traffic:
+    """What groups of lanes cost a party; the same description drives dealer and protocols."""
     total = Traffic()
     for group in groups:
         lanes = [[size for correlation in lane for size in correlation.openings] for lane in group]
-        payload = sum(map(sum, lanes))
+        sent, received = (
+            sum(sum(c.openings) for lane in group for c in lane if speaker in c.speakers)
+            for speaker in (party, 1 - party)
+        )
         offline = sum(correlation.correction_bytes for lane in group for correlation in lane)
-        total += Traffic(max(map(len, lanes), default=0), payload, payload, offline)
+        total += Traffic(max(map(len, lanes), default=0), sent, received, offline)
     return total
 
 
@@ -88,29 +99,37 @@ def lockstep(
     Each message is checked against what its lane declares, so that the predicted cost cannot drift from the
     code.
     """
-    expected = [iter([size for correlation in lane for size in correlation.openings]) for lane in group]
+    rank = channel.rank
+    expected = [iter([(size, c.speakers) for c in lane for size in c.openings]) for lane in group]
     results: dict[int, Share] = {}
-    sent: dict[int, Share] = {}
+    waiting: dict[int, tuple[Share, bool]] = {}  # own message, and whether the peer sends one
 
     def advance(index: int, reply: Share | None) -> None:
         try:
             message = protocols[index].send(reply) if reply is not None else next(protocols[index])
         except StopIteration as stop:
             results[index] = stop.value
-            sent.pop(index, None)
+            waiting.pop(index, None)
             return
-        if message.nbytes != next(expected[index], None):
+        size, speakers = next(expected[index], (None, ()))
+        if message.nbytes != size:
             raise EngineError(f"a message of {message.nbytes} bytes is not what its protocol declares")
-        channel.send(message)
-        sent[index] = message
+        if rank in speakers:
+            channel.send(message)
+        waiting[index] = message, 1 - rank in speakers
 
     for index in range(len(protocols)):
         advance(index, None)
-    while sent:
+    while waiting:
         mark()
-        for index in list(sent):
-            advance(index, channel.receive(sent[index]))
+        for index, (message, answered) in list(waiting.items()):
+            advance(index, channel.receive(message) if answered else message)
     return [results[index] for index in range(len(protocols))]
+
+
+def silence(like: Share) -> Share:
+    """What a party that only listens yields in place of a message."""
+    return np.broadcast_to(like.dtype.type(0), like.shape)
 
 
 def chunks(count: int) -> list[list[slice]]:

@@ -125,7 +125,9 @@ class LinearMap(Step):
         if self.private:
             (group,) = self.groups(len(x))
             weight = party.operand(self, "weight")
-            (result,) = party.lockstep(group, [lambda m: static_product(self.map, x, weight, m[0])])
+            (result,) = party.lockstep(
+                group, [lambda m: static_product(party.rank, self.map, x, weight, m[0])]
+            )
         else:
             assert self.weight is not None
             result = self.map(x, self.weight)
@@ -295,7 +297,7 @@ class Activation(Step):
         constant = self._constant() if party.rank == 0 else None
         if self.private:
             linear, quadratic_ = party.operand(self, "linear"), party.operand(self, "quadratic")
-            return Coefficients(constant, linear.opened, quadratic_.opened, linear.share, quadratic_.share)
+            return Coefficients(constant, linear.opened, quadratic_.opened, linear.mask, quadratic_.mask)
         encoded = self._encoded()
         return Coefficients(constant, encoded[0][self._channel], encoded[1][self._channel])
 
@@ -317,7 +319,7 @@ class Activation(Step):
         stacked = stacked.reshape(self.degree, *x.shape)
         if self.private:
             weight = party.operand(self, "weight")
-            terms = yield from static_product(Elementwise(), stacked, weight, next(materials))
+            terms = yield from static_product(party.rank, Elementwise(), stacked, weight, next(materials))
         else:
             terms = stacked * self._encoded()[:, None, self._channel]
         value: Share = terms.sum(axis=0, dtype=x.dtype)
