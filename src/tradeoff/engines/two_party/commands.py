@@ -69,7 +69,9 @@ def serve(
     """Answer queries, as the model owner."""
     from tradeoff.engines.transport import Config
     from tradeoff.engines.two_party.hosts import serve_queries
+    from tradeoff.engines.two_party.session import keep_freed_memory
 
+    keep_freed_memory()
     loaded, settings = _load_program(program), Config.load(config)
     if not loaded.plan.has_weights:
         raise typer.BadParameter(f"{program} is the public view; the model owner serves the one with weights")
@@ -91,7 +93,9 @@ def query(
 
     from tradeoff.engines.transport import Config
     from tradeoff.engines.two_party.hosts import query as ask
+    from tradeoff.engines.two_party.session import keep_freed_memory
 
+    keep_freed_memory()
     loaded = _load_program(program)
     result, cost = ask(loaded, Config.load(config), _load_images(images), pool=pool)
     if report is not None:
@@ -118,6 +122,7 @@ def dealer(
     from tradeoff.engines.transport import Config
     from tradeoff.engines.two_party.hosts import deal_sessions
     from tradeoff.engines.two_party.pool import write_pool
+    from tradeoff.engines.two_party.session import keep_freed_memory
 
     if (config is None) == (pool is None):
         raise typer.BadParameter("give either --config (deal live) or --pool (write files)")
@@ -127,6 +132,7 @@ def dealer(
             typer.echo(f"{folder}: give it to that party over a private channel and keep no copy")
         return
     assert config is not None
+    keep_freed_memory()
     deal_sessions(loaded.public(), Config.load(config), sessions=sessions, on_session=_say_dealt)
 
 

@@ -92,6 +92,16 @@ def open_pool(
     """
     own = Path(folder) / f"party-{net.me}"
     pool = PoolFile(own if own.is_dir() else Path(folder), net.me)
+    try:
+        _agree_on(pool, net, program, batch)
+    except BaseException:
+        pool.end()
+        raise
+    return Source(net.me, pool.seed, pool.identity, pool, first=pool.consumed, ledger=ledger)
+
+
+def _agree_on(pool: PoolFile, net: Endpoint, program: Program, batch: int) -> None:
+    """Compare the pool with the program, and with the peer's."""
     pool.require(program, batch)
     mine = np.array([pool.consumed, *np.frombuffer(pool.identity, "<u8")], "<u8")
     expect = (mine.dtype, mine.shape)
@@ -105,7 +115,6 @@ def open_pool(
         )
     if net.me == 0:
         pool.bind(program)
-    return Source(net.me, pool.seed, pool.identity, pool, first=pool.consumed, ledger=ledger)
 
 
 class PoolFile:
@@ -119,8 +128,15 @@ class PoolFile:
 
     def __init__(self, folder: Path, party: int) -> None:
         self.path = folder / f"party-{party}.pool"
-        self._file: BufferedReader = self.path.open("rb")
         self._state_path = folder / f"party-{party}.state"
+        self._file: BufferedReader = self.path.open("rb")
+        try:
+            self._open(party)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _open(self, party: int) -> None:
         header = self._header(party)
         self.identity = bytes.fromhex(header["pool"])
         self.seed = bytes.fromhex(header["seed"])
