@@ -7,7 +7,12 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# A slow machine is no failure.
+hypothesis.settings.register_profile("tradeoff", deadline=None)
+hypothesis.settings.load_profile("tradeoff")
 
 TOY = Path(__file__).parent / "contract" / "toy_package"
 

@@ -15,6 +15,8 @@ PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 LOGARITHMIC_FROM = 30.0
 """Ratio of the largest to the smallest value from which an axis is logarithmic."""
+_PREFIXES_FROM = 1e4
+"""Value from which an axis counts in k, M and G."""
 
 
 def figure_png(study: "Study") -> bytes:
@@ -39,6 +41,8 @@ def figure_png(study: "Study") -> bytes:
 
 
 def _draw(axes: Any, rows: Sequence[Row], x: str, y: str) -> None:
+    from matplotlib.ticker import EngFormatter
+
     if not rows:
         axes.text(0.5, 0.5, "no outcomes yet", ha="center", va="center", transform=axes.transAxes)
         return
@@ -60,13 +64,13 @@ def _draw(axes: Any, rows: Sequence[Row], x: str, y: str) -> None:
             linewidth=1.2,
             label=variant,
         )
-    for name, values, set_scale, set_label in (
-        (x, [row.estimates[x].mean for row in rows], axes.set_xscale, axes.set_xlabel),
-        (y, [row.estimates[y].mean for row in rows], axes.set_yscale, axes.set_ylabel),
-    ):
+    for name, axis in ((x, axes.xaxis), (y, axes.yaxis)):
+        values = [row.estimates[name].mean for row in rows]
         if logarithmic(values):
-            set_scale("log")
-        set_label(axis_label(rows, name))
+            axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+        if max(values) >= _PREFIXES_FROM:
+            axis.set_major_formatter(EngFormatter(sep=""))
+        axis.set_label_text(axis_label(rows, name))
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=9)

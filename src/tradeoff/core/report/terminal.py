@@ -66,6 +66,7 @@ def _table(rows: Sequence[Row], quantities: Sequence[str]) -> Table:
     for name in (["method"] if several_methods else []) + ["variant", *keys]:
         table.add_column(name, no_wrap=True, vertical="bottom")
     table.add_column("seeds", justify="right")
+    mixed = {name: "," in kinds(rows, name) for name in quantities}
     for name in quantities:
         heading = Text(f"{name}\n").append(kinds(rows, name), style="dim")
         table.add_column(heading, justify="right", no_wrap=True)
@@ -74,9 +75,17 @@ def _table(rows: Sequence[Row], quantities: Sequence[str]) -> Table:
         cells = [row.method] if several_methods else []
         cells += [row.variant + mark, *(_shown(row.setting.get(key, "")) for key in keys)]
         cells += [str(len(row.outcomes))]
-        cells += [str(row.estimates[name]) if name in row.estimates else "" for name in quantities]
+        cells += [_cell(row, name, mixed[name]) for name in quantities]
         table.add_row(*map(Text, cells), style="bold" if row.on_frontier else "")
     return table
+
+
+def _cell(row: Row, name: str, mixed: bool) -> str:
+    """A value, with its kind where the column has several."""
+    estimate = row.estimates.get(name)
+    if estimate is None:
+        return ""
+    return f"{estimate} ({', '.join(estimate.kinds)})" if mixed else str(estimate)
 
 
 def claims_table(study: "Study") -> Table:
