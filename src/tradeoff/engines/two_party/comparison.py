@@ -121,11 +121,6 @@ def relu(rank: int, kind: Comparison, x: Share, m: Fields) -> Rounds:
     )
 
 
-def maximum(rank: int, kind: Comparison, a: Share, b: Share, m: Fields) -> Rounds:
-    """max(a, b) = b + ReLU(a - b); needs |a - b| < 2^(L-1)."""
-    return b + (yield from relu(rank, kind, a - b, m))
-
-
 def at_least_zero(rank: int, kind: Comparison, x: Share, m: Fields) -> Rounds:
     """The bit [x >= 0] as an additive share and ReLU(x), stacked in one array of shape (2, count)."""
     c = x + m["r"]

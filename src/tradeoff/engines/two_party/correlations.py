@@ -17,7 +17,6 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from tradeoff.engines.two_party.errors import PoolReused
 from tradeoff.engines.two_party.prg import Stream
 from tradeoff.engines.two_party.sharing import WORD, Ring, Share
 
@@ -149,17 +148,3 @@ def _whole(field: Field, zero: Fields, one: Fields) -> Share:
     if field.packed:
         return np.bitwise_xor(zero[field.name], one[field.name])
     return np.add(zero[field.name], one[field.name])
-
-
-class Material:
-    """One party's share of one correlation, good for one use: :meth:`take` empties it."""
-
-    def __init__(self, shares: dict[str, Share]) -> None:
-        self._shares: dict[str, Share] | None = shares
-
-    def take(self) -> dict[str, Share]:
-        """The shares. A second call is an error: a mask used twice reveals what it hides."""
-        if self._shares is None:
-            raise PoolReused("this correlation has been used")
-        shares, self._shares = self._shares, None
-        return shares

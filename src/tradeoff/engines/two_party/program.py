@@ -12,7 +12,6 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tradeoff.core.errors import EngineError
 from tradeoff.engines.two_party.sharing import Ring
 from tradeoff.engines.two_party.steps import Step
 from tradeoff.nn.plan import Plan, dumps, loads
@@ -62,6 +61,8 @@ class Options:
                 raise ValueError(
                     f"{name} is one of {', '.join(map(str, values))}, not {getattr(self, name)!r}"
                 )
+        if self.weights == "public" and self.coefficients == "private":
+            raise ValueError("public weights go with public coefficients")
         Ring(self.ring_bits, self.frac_bits)  # raises on bad numbers
 
     @property
@@ -123,12 +124,8 @@ class Program:
 
     def public(self) -> Program:
         """The program as the data owner and the dealer may have it."""
-        if not self.plan.has_weights or self.options.weights == self.options.coefficients == "public":
+        if not self.plan.has_weights or self.options.weights == "public":
             return self
-        if self.options.weights == "public":
-            raise EngineError(
-                "public weights with private coefficients: the weights would give little away less"
-            )
         keep = self.options.coefficients == "public"
         return Program(self.plan.without_weights(keep_coefficients=keep), self.options)
 
