@@ -84,6 +84,27 @@ def test_gated_relu_equals_its_definition_and_passes_gradcheck(shape: tuple[int,
     torch.testing.assert_close(gate.grad, (upstream * (x.clamp(min=0) - polynomial)).sum(0).detach())
 
 
+@pytest.mark.parametrize("hard", [True, False])
+def test_gated_relu_is_the_same_in_both_memory_orders(hard: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(4, 3, 5, 2, generator=generator, dtype=torch.float64)
+    gate = torch.rand(3, 5, 2, generator=generator, dtype=torch.float64)
+    gate = (gate > 0.5).double() if hard else gate
+    coefficients = torch.randn(3, 3, generator=generator, dtype=torch.float64)
+    results = []
+    for memory in (torch.contiguous_format, torch.channels_last):
+        inputs = [t.detach().clone() for t in (x, gate, coefficients)]
+        inputs[0] = inputs[0].contiguous(memory_format=memory)
+        for tensor in inputs:
+            tensor.requires_grad_()
+        y = gated_relu(*inputs, hard=hard)
+        assert y.is_contiguous(memory_format=memory)
+        y.square().sum().backward()
+        results.append([y, *(tensor.grad for tensor in inputs)])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 def test_polynomial_is_evaluated_per_channel_and_trains() -> None:
     module = Polynomial(torch.tensor([[1.0, 0.0], [2.0, 0.0], [3.0, 1.0]]))
     x = torch.tensor([[[[2.0]], [[-3.0]]]])

@@ -49,11 +49,6 @@ class PolynomialDivergence(TradeoffError, ArithmeticError):
         self.c2 = c2
 
 
-def _per_channel(values: Tensor, x: Tensor) -> Tensor:
-    """View ``(..., channels)`` so that it broadcasts against ``x`` of shape (batch, channels, ...)."""
-    return values.reshape(*values.shape, *([1] * (x.dim() - 2)))
-
-
 def _horner(x: Tensor, rows: Tensor) -> Tensor:
     """Evaluate sum_i rows[i] x^i; each row broadcasts against one image of ``x``."""
     result = rows[-1]
@@ -66,57 +61,69 @@ def evaluate(
     x: Float[Tensor, "batch channels *rest"], coefficients: Float[Tensor, "terms channels"]
 ) -> Tensor:
     """Return the polynomial of each channel, ``sum_i coefficients[i] x^i``."""
-    return _horner(x, _per_channel(coefficients, x))
+    return _horner(x, coefficients.reshape(*coefficients.shape, *([1] * (x.dim() - 2))))
 
 
 class _GatedReLU(torch.autograd.Function):
     """y = h ReLU(x) + (1 - h) p(x), with all reductions over the batch done once per power of x.
 
     The gradients of the coefficients and of the gate need only the sums over the batch of ``g x^i`` and of
-    ``g ReLU(x)``; masks and coefficients are applied to those sums, not to every image.
+    ``g ReLU(x)``; masks and coefficients are applied to those sums, not to every image. Channels are the
+    dimension ``axis`` of one image; gate and coefficients are broadcast accordingly.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, gate: Tensor, coefficients: Tensor, hard: bool) -> Tensor:
-        rows = _per_channel(coefficients.detach(), x)
+    def forward(ctx: Any, x: Tensor, gate: Tensor, coefficients: Tensor, hard: bool, axis: int) -> Tensor:
+        gate = gate.contiguous()
+        rows = _rows(coefficients.detach(), gate, axis)
         ctx.save_for_backward(x, gate, coefficients)
-        ctx.hard = hard
+        ctx.hard, ctx.axis = hard, axis
         polynomial = _horner(x, rows)
         if hard:
             return torch.where(gate.bool(), x.clamp(min=0), polynomial)
         return torch.lerp(polynomial, x.clamp(min=0), gate)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, gate, coefficients = ctx.saved_tensors
-        gradient = gradients[0]
-        rows = _per_channel(coefficients, x)
-        need_x, need_gate, need_coefficients, _ = ctx.needs_input_grad
-        grad_x = _input_gradient(x, gradient, gate, rows, ctx.hard) if need_x else None
+        gradient = gradients[0].contiguous()
+        rows, positive = _rows(coefficients, gate, ctx.axis), x > 0
+        need_x, need_gate, need_coefficients, *_ = ctx.needs_input_grad
+        grad_x = grad_gate = grad_coefficients = None
+        if need_x:
+            grad_x = _slope(x, positive, gate, rows, ctx.hard).mul_(gradient)
         if not (need_gate or need_coefficients):
-            return grad_x, None, None, None
-        product, moments = gradient, [gradient.sum(0)]
-        for _power in range(1, len(coefficients)):
+            return grad_x, None, None, None, None
+        first_product = product = gradient * x
+        moments = [gradient.sum(0), product.sum(0)]
+        for _power in range(2, len(coefficients)):
             product = product * x
             moments.append(product.sum(0))
-        grad_gate = grad_coefficients = None
         if need_gate:
-            kept = (gradient * x.clamp(min=0)).sum(0)
-            replaced = sum(row * moment for row, moment in zip(rows, moments, strict=True))
-            grad_gate = kept - replaced
+            replaced = sum(row * moment for row, moment in zip(rows, moments, strict=False))
+            grad_gate = (first_product * positive).sum(0) - replaced
         if need_coefficients:
             share = 1 - gate.to(x.dtype)
-            sums = [(moment * share).reshape(len(moment), -1).sum(1) for moment in moments]
-            grad_coefficients = torch.stack(sums)
-        return grad_x, grad_gate, grad_coefficients, None
+            others = [d for d in range(gate.dim()) if d != ctx.axis]
+            weighted = [moment * share for moment in moments[: len(coefficients)]]
+            grad_coefficients = torch.stack([w.sum(others) if others else w for w in weighted])
+        return grad_x, grad_gate, grad_coefficients, None, None
 
 
-def _input_gradient(x: Tensor, gradient: Tensor, gate: Tensor, rows: Tensor, hard: bool) -> Tensor:
-    powers = torch.arange(1, len(rows), dtype=x.dtype, device=x.device).reshape(-1, *([1] * (rows.dim() - 1)))
+def _rows(coefficients: Tensor, gate: Tensor, axis: int) -> Tensor:
+    """View coefficients (terms, channels) so that each row broadcasts against one image."""
+    shape = [1] * gate.dim()
+    shape[axis] = -1
+    return coefficients.reshape(len(coefficients), *shape)
+
+
+def _slope(x: Tensor, positive: Tensor, gate: Tensor, rows: Tensor, hard: bool) -> Tensor:
+    """Derivative of the output by the input."""
+    powers = torch.arange(1, len(rows), dtype=x.dtype, device=x.device).reshape(-1, *([1] * gate.dim()))
     slope = _horner(x, rows[1:] * powers) if len(rows) > 1 else torch.zeros_like(x)
-    step = (x > 0).to(x.dtype)
-    slope = torch.where(gate.bool(), step, slope) if hard else torch.lerp(slope, step, gate)
-    return slope.mul_(gradient)
+    return (
+        torch.where(gate.bool(), positive, slope) if hard else torch.lerp(slope, positive.to(x.dtype), gate)
+    )
 
 
 def gated_relu(
@@ -135,7 +142,13 @@ def gated_relu(
         coefficients: of the polynomial, see the module's docstring.
         hard: whether the gate is a choice or a mixture.
     """
-    result: Tensor = _GatedReLU.apply(x, gate, coefficients, hard)  # type: ignore[no-untyped-call]
+    result: Tensor
+    if x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
+        # In its own memory order, so that nothing is read across rows.
+        arguments = x.permute(0, 2, 3, 1), gate.permute(1, 2, 0), coefficients, hard, 2
+        result = _GatedReLU.apply(*arguments).permute(0, 3, 1, 2)  # type: ignore[no-untyped-call]
+    else:
+        result = _GatedReLU.apply(x.contiguous(), gate, coefficients, hard, 0)  # type: ignore[no-untyped-call]
     return result
 
 
