@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import tradeoff
 from tests.conftest import TOY
 from tradeoff.core import Card, Context, Method, Outcome, Recipe, Trial, measured
 from tradeoff.core.executors import LocalExecutor, Monitor, Result, SerialExecutor, Status
@@ -150,6 +151,18 @@ def test_waits_for_a_trial_that_another_process_runs(tmp_path: Path) -> None:
     study = run(tmp_path, "good", executor=Elsewhere(release=False), monitor=recorder)
     assert study.outcomes.values("accuracy") == [0.25]
     assert [result.status for result in recorder.results] == [Status.DONE]
+
+
+def test_stored_outcomes_of_another_version_are_used_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path, "good", executor=SerialExecutor())
+    recorder = Recorder()
+    monkeypatch.setattr(tradeoff, "__version__", "99")
+    run(tmp_path, "good", executor=SerialExecutor(), monitor=recorder)
+    assert recorder.results == []
+    (line,) = recorder.lines
+    assert "1 stored outcomes are of tradeoff" in line[1]
 
 
 def test_the_same_trial_twice_is_refused(tmp_path: Path) -> None:

@@ -49,10 +49,11 @@ def test_save_and_load(folder: RunFolder) -> None:
         b" " * (9 * 2**20),
         OUTCOME.model_dump_json().replace('"accuracy"', '"acuracy"').encode(),
         OUTCOME.model_dump_json().replace("0.5", "1e999").encode(),
+        OUTCOME.model_dump_json().replace('"a"', '"\\udcff"').encode(),
         OUTCOME.model_dump_json().replace('"artifact":null', '"artifact":"../../x"').encode(),
         OUTCOME.model_dump_json().replace('"seed":0', '"seed":1').encode(),
     ],
-    ids=range(12),
+    ids=range(13),
 )
 def test_damaged_files_are_named_ignored_and_kept(folder: RunFolder, content: bytes) -> None:
     path = folder.path / "trials" / f"{TRIAL.key}.json"

@@ -73,12 +73,16 @@ def parse_json(data: bytes, source: str) -> Any:
         source: what to call it in an error.
 
     Raises:
-        StoreError: too large, not UTF-8, not JSON, nested too deep, or a number that is not finite.
+        StoreError: too large, not UTF-8, not JSON, nested too deep, a number that is not finite, or a text that is
+            no Unicode.
     """
     if len(data) > JSON_LIMIT:
         raise StoreError(f"{source}: larger than {JSON_LIMIT} bytes")
     try:
-        return json.loads(data.decode("utf-8"), parse_constant=_refuse, parse_float=_finite)
+        value = json.loads(data.decode("utf-8"), parse_constant=_refuse, parse_float=_finite)
+        # Escapes can spell half a character (a lone surrogate), which could never be written again.
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+        return value
     except RecursionError:
         raise StoreError(f"{source}: nested too deep") from None
     except ValueError as error:  # also undecodable text and integers of absurd length

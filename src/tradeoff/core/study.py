@@ -2,18 +2,21 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import tradeoff
 
 from .claims import Claim, Finding, Verdict
 from .errors import MethodError
 from .executors import Executor, LocalExecutor, Monitor, Result, Status, Task
 from .frontier import frontier
 from .method import Method
-from .outcome import Outcomes
+from .outcome import Outcome, Outcomes
 from .recipe import Recipe
 from .store import RunFolder
 from .trial import Trial
@@ -118,8 +121,12 @@ def run_study(
     executor = executor or LocalExecutor(workers=1 if method.timed else None)
     folder = RunFolder.create(runs, method.card.name, recipe)
     trials = _trials(method, recipe)
-    for problem in folder.scan()[1]:
-        monitor.logged(None, logging.WARNING, f"ignored {problem}")
+    stored, problems = folder.scan()
+    for line in (
+        *(f"ignored {problem}" for problem in problems),
+        *_of_other_versions(stored.values(), folder),
+    ):
+        monitor.logged(None, logging.WARNING, line)
 
     failures: list[Result] = []
     pending = [trial for trial in trials if folder.load(trial) is None]
@@ -155,6 +162,14 @@ def load_study(folder: RunFolder, method: Method[Any]) -> Study:
     """
     _, values = folder.header
     return _collect(method, method.Recipe(**values), folder, [], 0.0)
+
+
+def _of_other_versions(stored: Iterable[Outcome], folder: RunFolder) -> Iterator[str]:
+    """A line about stored outcomes of each other version of this project; they are used as they are."""
+    versions = Counter(o.provenance.versions.get("tradeoff") for o in stored if o.provenance)
+    for version, count in versions.items():
+        if version != tradeoff.__version__:
+            yield f"{count} stored outcomes are of tradeoff {version}; to repeat them, remove {folder.shown}"
 
 
 def _collect(
