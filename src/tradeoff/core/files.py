@@ -73,8 +73,8 @@ def parse_json(data: bytes, source: str) -> Any:
         source: what to call it in an error.
 
     Raises:
-        StoreError: too large, not UTF-8, not JSON, nested too deep, a number that is not finite, or a text that is
-            no Unicode.
+        StoreError: too large, not UTF-8, not JSON, nested too deep, or holding a number that is not finite
+            or a text that is no Unicode.
     """
     if len(data) > JSON_LIMIT:
         raise StoreError(f"{source}: larger than {JSON_LIMIT} bytes")
