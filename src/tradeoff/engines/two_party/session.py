@@ -301,10 +301,9 @@ class Session:
 
     def _prepared(self, program: Program, batch: int) -> _Running:
         """The running parties of a program; others are ended."""
-        key = (program.digest, batch, id(program.plan))
-        if self._running is None or self._running.key != key or self._running.failed:
+        if self._running is None or not self._running.serves(program, batch):
             self.close()
-            self._running = _Running(key, program, batch, self._start, self._offline, self._pool)
+            self._running = _Running(program, batch, self._start, self._offline, self._pool)
         return self._running
 
 
@@ -367,14 +366,14 @@ class _Running:
 
     def __init__(
         self,
-        key: tuple[str, int, int],
         program: Program,
         batch: int,
         start: Callable[..., _Parties],
         offline: Offline,
         pool: Path | None,
     ) -> None:
-        self.key = key
+        self._program = program
+        self._batch = batch
         self.failed = False
         self._folder = tempfile.TemporaryDirectory(prefix="tradeoff-session-")
         folders = [Path(self._folder.name) / name for name in ("server", "client", "dealer")]
@@ -398,6 +397,11 @@ class _Running:
             for pipe in theirs:
                 assert pipe is not None
                 pipe.close()
+
+    def serves(self, program: Program, batch: int) -> bool:
+        """Whether these parties can run it: the same network, weights included, options and batch size."""
+        same = program.plan is self._program.plan and program.options == self._program.options
+        return same and batch == self._batch and not self.failed
 
     def ask(self, commands: dict[int, tuple[str, Any]]) -> dict[int, Any]:
         """Give both parties a command and wait for their answers.
