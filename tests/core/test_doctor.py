@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tradeoff.core import doctor, sandbox
+from tradeoff.core import doctor, native, sandbox
 from tradeoff.core.doctor import Examined, examine
 
 
@@ -28,7 +28,7 @@ def test_without_anything(monkeypatch: pytest.MonkeyPatch) -> None:
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(metadata, "version", absent)
-    monkeypatch.setattr(util, "find_spec", lambda name: None)
+    monkeypatch.setattr(native, "extension", lambda: None)
     monkeypatch.setattr(doctor, "sandbox_kind", lambda: None)
     monkeypatch.setenv("PATH", "")
     monkeypatch.setattr("sys.executable", "/nowhere/python")

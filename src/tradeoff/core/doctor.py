@@ -4,9 +4,10 @@ import os
 import platform
 import re
 import sys
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from importlib import metadata, util
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from . import native
 from .errors import MissingTool
 from .executors import available_cores
 from .provenance import processor
@@ -104,10 +106,11 @@ def _installed(package: str) -> str | None:
 
 
 def _native() -> Examined:
-    if util.find_spec("tradeoff._native"):
-        return Examined("native", "compiled kernels", True, "tradeoff._native")
-    remedy = "install a C++17 compiler (apt-get install g++), then install tradeoff again"
-    return Examined("native", "compiled kernels", False, "absent: slower NumPy code runs instead", remedy)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", native.NativeMissingWarning)
+        found = native.instruction_set() is not None
+    remedy = "" if found else "apt-get install g++, then install tradeoff again"
+    return Examined("native", "compiled kernels", found, native.describe(), remedy)
 
 
 def _tools() -> Iterator[Examined]:
