@@ -285,6 +285,8 @@ def _stored_study(name: str, runs: Path) -> "Study":
 def _show_study(study: "Study", json: bool) -> None:
     from tradeoff.core.report.terminal import print_study
 
+    for problem in study.problems:
+        _console(stderr=True).print(f"ignored {problem}", style="yellow", markup=False)
     if json:
         _print_json(study.document())
     else:

@@ -70,8 +70,11 @@ def test_reported(tradeoff: Tradeoff, workplace: Path) -> None:
     folder = next((workplace / "runs" / "toy-rounding").iterdir())
     (folder / "report.html").unlink()
     (folder / "report.png").unlink()
+    (folder / "trials" / "notes.txt").write_text("mine")
     done = tradeoff("report", "toy-rounding", cwd=workplace)
     assert done.returncode == 0
+    assert "notes.txt: not a file of the store" in done.stderr
+    (folder / "trials" / "notes.txt").unlink()
     assert "accuracy" in done.stdout
     assert "fails" in done.stdout
     assert (folder / "report.html").stat().st_size > 1e6

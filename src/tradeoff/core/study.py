@@ -121,11 +121,7 @@ def run_study(
     executor = executor or LocalExecutor(workers=1 if method.timed else None)
     folder = RunFolder.create(runs, method.card.name, recipe)
     trials = _trials(method, recipe)
-    stored, problems = folder.scan()
-    for line in (
-        *(f"ignored {problem}" for problem in problems),
-        *_of_other_versions(stored.values(), folder),
-    ):
+    for line in _of_other_versions(folder.scan()[0].values(), folder):
         monitor.logged(None, logging.WARNING, line)
 
     failures: list[Result] = []
