@@ -69,6 +69,7 @@ class AutoRepRecipe(Recipe):
     penalty: float = Field(20.0, ge=0, description="weight of the budget in AutoReP's loss")
     config: ReplacementConfig = Field(ReplacementConfig(), description="polynomials and hysteresis")
     snl: SNLSettings = Field(SNLSettings(), description="what is tuned for SNL")
+    threads: int | None = Field(None, ge=1, description="of training; the smallest networks need only one")
     two_party: TwoPartySettings = Field(TwoPartySettings(), description="the private inferences that are run")
 
 
@@ -92,6 +93,8 @@ class AutoRep(Method[AutoRepRecipe]):
 
     def run(self, trial: Trial, recipe: AutoRepRecipe, context: Context) -> Outcome:
         """Compress the seed's base network, test it, and run it between two parties."""
+        if recipe.threads is not None:
+            torch.set_num_threads(recipe.threads)
         data = _load(recipe.data)
         base, seconds = _base(recipe, data, trial.seed, context)
         network, flips = base, None
