@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+from tradeoff.nn.plan import dumps, loads, trace
 from tradeoff.nn.polynomial import (
     ChannelStatistics,
     MaskedReLU,
@@ -125,6 +127,16 @@ def test_masked_relu_keeps_relu_bit_for_bit_where_the_mask_says() -> None:
     torch.testing.assert_close(y[:, ~mask], evaluate(x, module.coefficients)[:, ~mask])
     assert module.relu_count == int(mask.sum())
     assert set(module.state_dict()) == {"mask", "coefficients"}
+
+
+def test_masked_relu_without_polynomial_passes_the_other_positions() -> None:
+    mask = torch.tensor([[[True, False]]])
+    module = MaskedReLU(mask, None)
+    assert module(torch.tensor([[[[-2.0, -3.0]]]])).flatten().tolist() == [0, -3]
+    assert set(module.state_dict()) == {"mask"}
+    plan = trace(nn.Sequential(module, nn.Flatten()), (1, 1, 2))
+    assert loads(dumps(plan)).digest == plan.digest
+    assert plan.evaluate(np.array([[[[-2.0, -3.0]]]])).ravel().tolist() == [0, -3]
 
 
 def test_masked_relu_names_the_site_when_the_image_size_changes() -> None:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -15,10 +16,12 @@ from tradeoff.data.images import ImageData, load
 from tradeoff.engines import two_party
 from tradeoff.methods.private_inference.autorep import (
     AutoReP,
+    ReplacementConfig,
     claims,
     finalize,
     load_compressed,
     project,
+    random_positions,
     relu_count,
     replace_relus,
     save_compressed,
@@ -119,9 +122,12 @@ def test_recipes_list_the_cells_that_the_claims_need() -> None:
         method.load_recipe("default", ["variants={autorep: [many]}"])
 
 
+@pytest.mark.parametrize("polynomial", ["dapa", "identity"])
 @pytest.mark.parametrize("budget", [0, 300, TOTAL])
-def test_saved_network_computes_the_same(fresh: nn.Module, tmp_path: Path, budget: int) -> None:
-    replaced = replace_relus(fresh, SHAPE)
+def test_saved_network_computes_the_same(
+    fresh: nn.Module, tmp_path: Path, budget: int, polynomial: Literal["dapa", "identity"]
+) -> None:
+    replaced = replace_relus(fresh, SHAPE, ReplacementConfig(polynomial=polynomial))
     project(replaced, budget)
     net = finalize(replaced).eval()
     save_compressed(tmp_path / "out", net, arch="pair_cnn", num_classes=10, input_shape=SHAPE)
@@ -220,6 +226,23 @@ def test_private_inference_gives_the_labels_and_pays_for_the_kept_relus_only(
         per_site = comparison_bytes(program, net, len(x))
         assert sum(per_site) == pytest.approx(budget * len(x) * 26.375, abs=5 * 64 * 26.375)
         assert report.total.rounds < 20 if budget == 0 else report.total.rounds > 25
+
+
+def test_positions_that_became_identities_pay_for_the_truncation_only(
+    trained: nn.Module, pairs: ImageData
+) -> None:
+    x = pairs.test.x[:64].numpy()
+    positions = random_positions(trained, SHAPE, 410)
+    method = AutoReP(trained, 410, SHAPE, ReplacementConfig(polynomial="identity"), positions=positions)
+    program = two_party.compile(method.finalize(), SHAPE, calibration=pairs.train.x[:64].numpy())
+    with two_party.Session.simulated() as session:
+        logits = session.infer(program, x)
+        report = session.report()
+    assert two_party.agreement(program, x, logits).decided == 1.0
+    cost = two_party.cost(program, len(x))
+    assert report.total.sent == cost.total.sent
+    sent = cost.by_kind()["activation"].sent
+    assert sent == pytest.approx(len(x) * (410 * 26.375 + (TOTAL - 410) * 8), abs=5 * 64 * 26.375)
 
 
 def comparison_bytes(program: two_party.Program, net: nn.Module, batch: int) -> list[float]:

@@ -177,11 +177,11 @@ class Polynomial(nn.Module):
 
 
 class MaskedReLU(nn.Module):
-    """ReLU at chosen positions of the image, a polynomial per channel at the others.
+    """ReLU at chosen positions of the image, a polynomial per channel (or nothing) at the others.
 
     Args:
         mask: (channels, height, width) or (features,), True where ReLU stays. A buffer.
-        coefficients: (degree + 1, channels), trainable.
+        coefficients: (degree + 1, channels), trainable; None lets the other positions pass unchanged.
         site: name used in error messages.
 
     Raises:
@@ -193,18 +193,18 @@ class MaskedReLU(nn.Module):
     def __init__(
         self,
         mask: Bool[Tensor, "channels ..."],
-        coefficients: Float[Tensor, "terms channels"],
+        coefficients: Float[Tensor, "terms channels"] | None,
         site: str = "",
     ) -> None:
         super().__init__()
         if mask.dtype != torch.bool:
             raise TypeError(f"mask must be boolean, not {mask.dtype}")
-        if mask.dim() < 1 or mask.shape[0] != coefficients.shape[-1]:
+        if coefficients is not None and (mask.dim() < 1 or mask.shape[0] != coefficients.shape[-1]):
             raise ValueError(
                 f"mask {tuple(mask.shape)} and coefficients {tuple(coefficients.shape)} differ in channels"
             )
         self.register_buffer("mask", mask.detach().clone())
-        self.coefficients = nn.Parameter(_checked(coefficients))
+        self.coefficients = None if coefficients is None else nn.Parameter(_checked(coefficients))
         self.site = site
 
     @property
@@ -214,10 +214,13 @@ class MaskedReLU(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch channels *rest"]) -> Float[Tensor, "batch channels *rest"]:
         check_site_shape(self.site, self.mask, x)
+        if self.coefficients is None:
+            return torch.where(self.mask, x.clamp(min=0), x)
         return gated_relu(x, self.mask, self.coefficients)
 
     def extra_repr(self) -> str:
-        return f"{self.relu_count} of {self.mask.numel()} ReLUs kept, degree={len(self.coefficients) - 1}"
+        others = "identity" if self.coefficients is None else f"degree={len(self.coefficients) - 1}"
+        return f"{self.relu_count} of {self.mask.numel()} ReLUs kept, {others}"
 
 
 def check_site_shape(site: str, mask: Tensor, x: Tensor) -> None:

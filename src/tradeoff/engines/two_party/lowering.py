@@ -180,7 +180,8 @@ class _Lowering:
     def _polynomial(self, operator: op.Polynomial | op.MaskedReLU, value: Value) -> Value:
         value = self._before_comparison(value)
         mask = operator.mask if isinstance(operator, op.MaskedReLU) else np.zeros(operator.shape, bool)
-        known = self._known(operator.coefficients)
+        identity = operator.coefficients is None
+        known = operator.coefficients is not None and self._known(operator.coefficients)
         coefficients = np.array(operator.coefficients) if known else None
         degree = max(1, operator.degree)
         if coefficients is not None and operator.degree == 0:
@@ -194,6 +195,7 @@ class _Lowering:
             mask=mask,
             coefficients=coefficients,
             degree=degree,
+            identity=identity,
             private=self.options.coefficients == "private",
             fused=operator.name not in self.options.split,
             shift=value.frac - self.f,

@@ -201,6 +201,7 @@ class Activation(Step):
         mask: True = ReLU, per-image shape.
         coefficients: (degree + 1, channels) in the clear, None where this party must not know them.
         degree: of the polynomial.
+        identity: whether the other positions pass unchanged: then there are no coefficients.
         private: whether coefficients of degree 1 and up are multiplied in shared form.
         fused: whether the whole polynomial stays below 2^(L-2-3f), so that it needs a single truncation.
         shift: fractional bits to drop from the input.
@@ -209,6 +210,7 @@ class Activation(Step):
     mask: NDArray[np.bool_]
     coefficients: NDArray[np.float64] | None
     degree: int
+    identity: bool
     private: bool
     fused: bool
     shift: int
@@ -235,6 +237,11 @@ class Activation(Step):
         return self.fused and self.degree == 2
 
     @property
+    def _silent(self) -> bool:
+        """Whether the other positions pass without a message."""
+        return self.identity and not self.shift
+
+    @property
     def _result_frac(self) -> int:
         """Fractional bits before the last truncation."""
         return (3 if self.single else 2) * self.ring.frac_bits
@@ -251,6 +258,8 @@ class Activation(Step):
         if self.single:
             return (Quadratic(self.ring, (images, positions), self.shift, self.private), last)
         lane = powers_lane(self.ring, count, self.shift, self.degree)
+        if self.identity:
+            return lane
         if self.private:
             shapes = (self.degree, images, positions), (self.degree, 1, positions)
             lane += (StaticTriple(self.ring, Elementwise(), *shapes),)
@@ -259,14 +268,14 @@ class Activation(Step):
     def groups(self, batch: int) -> list[Group]:
         relus = _chunked(batch * self._relu.size, lambda n: Comparison(self.ring, n, self.radix, self.shift))
         polynomials: list[Group] = []
-        if self._polynomial.size:
+        if self._polynomial.size and not self._silent:
             lanes = [self._polynomial_lane(part.stop - part.start) for part in self._images(batch)]
             polynomials = [tuple(lanes[i : i + IN_FLIGHT]) for i in range(0, len(lanes), IN_FLIGHT)]
         return [relu + polynomial for relu, polynomial in zip_longest(relus, polynomials, fillvalue=())]
 
     @property
     def static_shapes(self) -> dict[str, Shape]:
-        if not (self.private and self._polynomial.size):
+        if self.identity or not (self.private and self._polynomial.size):
             return {}
         channels = self.shape[0]
         if self.single:
@@ -305,6 +314,9 @@ class Activation(Step):
         """The polynomial of x (images, positions), with f fractional bits."""
         remaining = iter(materials)
         kind = lane[0]
+        if self.identity:
+            passed: Share = yield from powers(party.rank, self.ring, self.shift, 1, x.ravel(), remaining)
+            return passed.reshape(x.shape)
         if isinstance(kind, Quadratic):
             value = yield from quadratic(party.rank, kind, self._coefficients(party), x, next(remaining))
         else:
@@ -335,7 +347,7 @@ class Activation(Step):
         relu_parts = iter([part for window in chunks(compared.size) for part in window])
         image_parts = iter(self._images(batch))
         relu_results: list[Share] = []
-        polynomial_results: list[Share] = []
+        polynomial_results: list[Share] = [evaluated] if self._silent else []
         for group in self.groups(batch):
             protocols: list[Callable[[list[Fields]], Rounds]] = []
             for lane in group:
@@ -354,8 +366,15 @@ class Activation(Step):
 
     def reference(self, *inputs: Integers) -> Integers:
         flat = inputs[0].reshape(len(inputs[0]), -1)
-        f = self.ring.frac_bits
         y = flat[:, self._polynomial] >> self.shift
+        result = np.empty_like(flat)
+        result[:, self._polynomial] = y if self.identity else self._value_of(y)
+        result[:, self._relu] = np.maximum(flat[:, self._relu], 0) >> self.shift
+        return result.reshape(inputs[0].shape)
+
+    def _value_of(self, y: Integers) -> Integers:
+        """The polynomial of integers with f fractional bits."""
+        f = self.ring.frac_bits
         coefficients = self.ring.integers(self._encoded())[:, self._channel]
         value = np.broadcast_to(self.ring.integers(self._constant()), y.shape).copy()
         if self.single:
@@ -366,10 +385,8 @@ class Activation(Step):
                 power[order] = (power[order // 2] * power[order - order // 2]) >> f
             for order in range(1, self.degree + 1):
                 value += coefficients[order - 1] * power[order]
-        result = np.empty_like(flat)
-        result[:, self._polynomial] = value >> (self._result_frac - f)
-        result[:, self._relu] = np.maximum(flat[:, self._relu], 0) >> self.shift
-        return result.reshape(inputs[0].shape)
+        shifted: Integers = value >> (self._result_frac - f)
+        return shifted
 
 
 @dataclass(frozen=True, eq=False)

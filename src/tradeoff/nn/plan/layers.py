@@ -182,7 +182,9 @@ def _polynomial(call: Call, module: Any) -> str:
 
 
 def _masked_relu(call: Call, module: Any) -> str:
-    coefficients = weight_array(module.coefficients, f"{call.name}.coefficients")
+    coefficients = None
+    if module.coefficients is not None:
+        coefficients = weight_array(module.coefficients, f"{call.name}.coefficients")
     mask = module.mask.detach().cpu().numpy()
     if tuple(mask.shape) != call.input_shape:
         raise polynomial.SiteShapeMismatch(call.name, tuple(mask.shape), call.input_shape)

@@ -181,23 +181,28 @@ class Polynomial(Operator):
 
 @dataclass(frozen=True, eq=False)
 class MaskedReLU(Operator):
-    """ReLU where ``mask`` (bool, per-image shape, public) is True, a per-channel polynomial elsewhere."""
+    """ReLU where ``mask`` (bool, per-image shape, public) is True, a per-channel polynomial elsewhere.
+
+    Without ``coefficients`` the other positions pass unchanged.
+    """
 
     roles: ClassVar[dict[str, str]] = {"mask": "mask", "coefficients": "coefficients"}
 
     mask: Bools
-    coefficients: Floats
+    coefficients: Floats | None
 
     @property
     def degree(self) -> int:
-        return len(self.coefficients) - 1
+        return 1 if self.coefficients is None else len(self.coefficients) - 1
 
     def output_shape(self, inputs: tuple[Shape, ...]) -> Shape:
         self._require(self.mask.shape == inputs[0], f"mask {self.mask.shape} on input {inputs[0]}")
-        self._require(
-            self.coefficients.ndim == 2 and self.coefficients.shape[1:] == inputs[0][:1] and self.degree >= 0,
-            f"coefficients {self.coefficients.shape} on input {inputs[0]}",
-        )
+        if self.coefficients is not None:
+            shape = self.coefficients.shape
+            self._require(
+                len(shape) == 2 and shape[1:] == inputs[0][:1] and self.degree >= 0,
+                f"coefficients {shape} on input {inputs[0]}",
+            )
         return inputs[0]
 
 

@@ -147,16 +147,21 @@ def _relu(operator: op.ReLU, x: Floats) -> Floats:
 
 
 @_implements(op.Polynomial)
-def _polynomial(operator: op.Polynomial | op.MaskedReLU, x: Floats) -> Floats:
+def _polynomial(operator: op.Polynomial, x: Floats) -> Floats:
+    return _horner(operator.coefficients, x)
+
+
+def _horner(coefficients: Floats, x: Floats) -> Floats:
     result = np.zeros_like(x)
-    for row in operator.coefficients[::-1]:
+    for row in coefficients[::-1]:
         result = result * x + _channelwise(row, x)
     return result
 
 
 @_implements(op.MaskedReLU)
 def _masked_relu(operator: op.MaskedReLU, x: Floats) -> Floats:
-    return np.where(operator.mask, np.maximum(x, 0.0), _polynomial(operator, x))
+    others = x if operator.coefficients is None else _horner(operator.coefficients, x)
+    return np.where(operator.mask, np.maximum(x, 0.0), others)
 
 
 @_implements(op.MaxPool)

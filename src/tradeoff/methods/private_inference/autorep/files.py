@@ -17,7 +17,10 @@ WEIGHTS, CONFIG, PLAN = "model.safetensors", "config.json", "plan.safetensors"
 
 
 class Activation(pydantic.BaseModel):
-    """What stands at one site: its kind, and the number of coefficients per channel of its polynomial."""
+    """What stands at one site: its kind, and how many coefficients per channel its polynomial has.
+
+    A masked ReLU without any lets the other positions pass unchanged.
+    """
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
 
@@ -31,15 +34,15 @@ class Activation(pydantic.BaseModel):
             kind: Literal["polynomial", "masked_relu"] = (
                 "polynomial" if isinstance(module, Polynomial) else "masked_relu"
             )
-            return cls(kind=kind, terms=len(module.coefficients))
+            return cls(kind=kind, terms=0 if module.coefficients is None else len(module.coefficients))
         return cls(kind="identity" if isinstance(module, nn.Identity) else "relu")
 
     def module(self, site: Site) -> nn.Module:
         """Make the module, with values to be loaded."""
-        coefficients = torch.zeros(self.terms or 1, site.shape[0])
+        coefficients = torch.zeros(self.terms, site.shape[0]) if self.terms else None
         if self.kind == "masked_relu":
             return MaskedReLU(torch.zeros(site.shape, dtype=torch.bool), coefficients, site.name)
-        if self.kind == "polynomial":
+        if self.kind == "polynomial" and coefficients is not None:
             return Polynomial(coefficients)
         return nn.Identity() if self.kind == "identity" else nn.ReLU()
 

@@ -140,11 +140,10 @@ def finalize(model: nn.Module) -> nn.Module:
 def _finished(site: ReplaceableReLU) -> nn.Module:
     if bool(site.mask.all()):
         return nn.ReLU()
+    coefficients = None if site.config.polynomial == "identity" else site.effective_coefficients()
     if bool(site.mask.any()):
-        return MaskedReLU(site.mask, site.effective_coefficients(), site.site)
-    if site.config.polynomial == "identity":
-        return nn.Identity()
-    return Polynomial(site.effective_coefficients())
+        return MaskedReLU(site.mask, coefficients, site.site)
+    return nn.Identity() if coefficients is None else Polynomial(coefficients)
 
 
 @dataclass(frozen=True)
