@@ -14,6 +14,7 @@ from tradeoff.core import Outcome, Outcomes, Trial, Verdict, counted, measured
 from tradeoff.core.errors import RecipeError
 from tradeoff.data.images import ImageData, load
 from tradeoff.engines import two_party
+from tradeoff.engines.two_party.comparison import Comparison
 from tradeoff.methods.private_inference.autorep import (
     AutoReP,
     ReplacementConfig,
@@ -225,6 +226,7 @@ def test_private_inference_gives_the_labels_and_pays_for_the_kept_relus_only(
         assert report.total.sent == two_party.cost(program, len(x)).total.sent
         per_site = comparison_bytes(program, net, len(x))
         assert sum(per_site) == pytest.approx(budget * len(x) * 26.375, abs=5 * 64 * 26.375)
+        assert compares(program) == (budget > 0)
         assert report.total.rounds < 20 if budget == 0 else report.total.rounds > 25
 
 
@@ -243,6 +245,12 @@ def test_positions_that_became_identities_pay_for_the_truncation_only(
     assert report.total.sent == cost.total.sent
     sent = cost.by_kind()["activation"].sent
     assert sent == pytest.approx(len(x) * (410 * 26.375 + (TOTAL - 410) * 8), abs=5 * 64 * 26.375)
+
+
+def compares(program: two_party.Program) -> bool:
+    """Whether any message of the program is part of a comparison."""
+    lanes = [lane for step in program.steps for group in step.groups(1) for lane in group]
+    return any(isinstance(part, Comparison) for lane in lanes for part in lane)
 
 
 def comparison_bytes(program: two_party.Program, net: nn.Module, batch: int) -> list[float]:

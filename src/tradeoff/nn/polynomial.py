@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from tradeoff.core.errors import TradeoffError
 
@@ -329,9 +329,9 @@ class ChannelStatistics(nn.Module):
 
     @torch.no_grad()
     def update(self, x: Float[Tensor, "batch channels *rest"]) -> None:
-        """Take one batch into account."""
+        """Take one batch into account: of all processes together, where training is distributed."""
         dims = [0, *range(2, x.dim())]
-        variance, mean = torch.var_mean(x, dims, correction=0)
+        variance, mean = _over_all_processes(*torch.var_mean(x, dims, correction=0))
         weight = self.momentum if int(self.batches) else 1.0
         self.mean.lerp_(mean.to(self.mean.dtype), weight)
         self.variance.lerp_(variance.to(self.variance.dtype), weight)
@@ -340,3 +340,13 @@ class ChannelStatistics(nn.Module):
     @property
     def std(self) -> Tensor:
         return self.variance.sqrt()
+
+
+def _over_all_processes(variance: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
+    """Variance and mean of the union of all processes' batches, which are of equal size."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return variance, mean
+    moments = torch.stack([mean, variance + mean * mean])
+    distributed.all_reduce(moments)
+    mean, square = moments / distributed.get_world_size()
+    return square - mean * mean, mean
