@@ -44,6 +44,19 @@ class Branches(nn.Module):
         return self.head(torch.flatten(x, 1))
 
 
+class Shift(nn.Module):
+    """A 1x1 convolution that only adds."""
+
+    def __init__(self, by: float) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 1, 1)
+        nn.init.ones_(self.conv.weight)
+        nn.init.constant_(self.conv.bias, by)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+
 def polynomial(degree: int, channels: int) -> Polynomial:
     rows = 0.3 * torch.randn(degree + 1, channels, generator=torch.Generator().manual_seed(degree))
     return Polynomial(rows / torch.arange(1, degree + 2).reshape(-1, 1) ** 2)
@@ -69,6 +82,11 @@ MODELS: dict[str, tuple[Any, tuple[int, ...], dict[str, Any]]] = {
         lambda: nn.Sequential(
             nn.Conv2d(1, 3, 3), nn.ReLU(), nn.MaxPool2d(3, 2, 1), nn.Flatten(), nn.Linear(27, 3)
         ),
+        (1, 8, 8),
+        {},
+    ),
+    "padded max pool of negative values": (
+        lambda: nn.Sequential(Shift(-9.0), nn.MaxPool2d(3, 2, 1), nn.Flatten(), nn.Linear(16, 3)),
         (1, 8, 8),
         {},
     ),
@@ -114,6 +132,17 @@ MODELS: dict[str, tuple[Any, tuple[int, ...], dict[str, Any]]] = {
     "public weights": (lambda: small(nn.ReLU()), (1, 6, 6), {"weights": "public"}),
     "radix 2": (lambda: small(nn.ReLU()), (1, 6, 6), {"radix": 2}),
     "32 bits": (lambda: small(nn.ReLU()), (1, 6, 6), {"ring_bits": 32, "calibration": "test"}),
+    "32 bits, radix 2, mixed, max pool": (
+        lambda: nn.Sequential(
+            nn.Conv2d(1, 3, 3, padding=1),
+            masked(2, (3, 6, 6), 0.5),
+            nn.MaxPool2d(2, ceil_mode=False),
+            nn.Flatten(),
+            nn.Linear(27, 4),
+        ),
+        (1, 6, 6),
+        {"ring_bits": 32, "radix": 2, "calibration": "test"},
+    ),
     "local truncation": (lambda: small(nn.ReLU()), (1, 6, 6), {"truncation": "local"}),
 }
 

@@ -280,7 +280,7 @@ def run_dealer(
     def listen() -> bool:
         nonlocal asked, room
         tag, value = net.recv_any(1, offline=True, timeout=idle_timeout)
-        if len(value) or tag not in (GO, MORE, END):
+        if np.size(value) or tag not in (GO, MORE, END):
             raise ValueError("a party sent the dealer more than flow control")
         asked += tag == GO
         room += CREDIT if tag == MORE else 0
