@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tradeoff.core.errors import TradeoffError
-from tradeoff.engines.transport import Config, ConfigError, InsecureTransport, KeysExist, LinkShaper
+from tradeoff.engines.transport import TLS, Config, ConfigError, InsecureTransport, KeysExist, LinkShaper
 from tradeoff.engines.transport.commands import app
 from tradeoff.engines.transport.config import is_loopback, parse_address
 
@@ -61,6 +61,12 @@ WRONG = {
     'parties = ["a:1", "b:2"]\nrecv_timout = 3': "unknown key recv_timout; did you mean recv_timeout",
     'parties = ["a:1", "b:2"]\nrecv_timeout = 0': "recv_timeout is a number of seconds above 0",
     'parties = ["a:1", "b:2"]\nrecv_timeout = "soon"': "recv_timeout has the value 'soon' of a wrong type",
+    'parties = ["a:1", "b:2"]\nconnect_timeout = inf': "connect_timeout is a number of seconds above 0",
+    'parties = ["a:1", "b:2"]\nping_interval = nan': "ping_interval is a number of seconds above 0",
+    'parties = ["a:1", "b:2"]\nlinks = 3': "links has the value 3 of a wrong type",
+    'parties = ["a:1", "b:2"]\nlink = 3': "link has the value 3 of a wrong type",
+    'parties = ["a:1", "b:2"]\ntls = true': "tls has the value True of a wrong type",
+    '[tls]\nkey="k"\ncertificate="c"\nauthority="a"\npins="ab"': "tls.pins is a table",
     'parties = ["a:1", "b:2"]\nmax_message = 3': "max_message is between",
     'parties = ["a:1", "b:2"]\nsend_queue = 0': "send_queue and recv_queue",
     'parties = ["a:1", "b:2"]\nsession = -1': "session id",
@@ -122,6 +128,15 @@ def test_keys_command(tmp_path):
     again = run("keys", "--parties", 2, "--out", tmp_path / "certs")
     assert isinstance(again.exception, KeysExist)
     assert run("keys", "--parties", 0, "--out", tmp_path / "none").exit_code == 2
+    for days in ("nan", "-1", "0", "1e9"):
+        refused = run("keys", "--parties", 2, "--out", tmp_path / "none", "--days", days)
+        assert isinstance(refused.exception, ConfigError)
+    assert not (tmp_path / "none").exists()
+
+
+def test_key_files_in_a_folder_with_odd_characters():
+    tls = TLS.folder("a{b}{me}c").of(3)
+    assert str(tls.key) == "a{b}3c/party-3.key"
 
 
 def test_check_command_among_three_processes(tmp_path):

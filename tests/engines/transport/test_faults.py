@@ -20,6 +20,7 @@ from transport_helpers import Proxy, make_config, no_leaks, run_local
 
 from tradeoff.core.errors import EngineError, ProtocolError
 from tradeoff.engines.transport import (
+    TLS,
     AuthError,
     HandshakeError,
     LocalCluster,
@@ -33,6 +34,8 @@ from tradeoff.engines.transport import (
     RemoteFailure,
     SimNet,
     UnexpectedMessage,
+    make_keys,
+    party,
 )
 from tradeoff.engines.transport.frames import (
     HEADER_BYTES,
@@ -43,6 +46,7 @@ from tradeoff.engines.transport.frames import (
     encode_json,
 )
 from tradeoff.engines.transport.handshake import Hello
+from tradeoff.engines.transport.mailbox import Mailbox, Message
 from tradeoff.engines.transport.party import listen
 
 QUICK = {"connect_timeout": 20, "ping_interval": 0.2, "close_timeout": 0.5}
@@ -359,6 +363,53 @@ def test_strangers_are_refused_before_anything_is_taken_from_them(opening):
         stranger.sendall(opening)
         with closing(stranger), pytest.raises(MalformedFrame):
             Party(config, 0, listener=listener)
+
+
+@pytest.mark.filterwarnings("ignore::tradeoff.engines.transport.InsecureWarning")
+@pytest.mark.parametrize("tls", [False, True])
+def test_a_stranger_who_says_nothing_does_not_hold_up_a_patient_party(tmp_path, monkeypatch, tls):
+    monkeypatch.setattr(party, "_GREETING_SECONDS", 0.3)
+    if tls:
+        make_keys(tmp_path, 2)
+    security = TLS.folder(tmp_path) if tls else None
+    config = make_config(["127.0.0.1:1", None], tls=security, connect_timeout=3600.0)
+    with closing(listen("127.0.0.1:0")) as listener, no_leaks():
+        stranger = socket.create_connection(listener.getsockname())
+        with closing(stranger), pytest.raises(PeerTimeout, match="greeting"):
+            Party(config, 0, listener=listener)
+
+
+def test_closing_does_not_wait_for_who_sends_without_end():
+    ours, theirs = socket.socketpair()
+    ended = threading.Event()
+
+    def send_on():
+        with suppress(OSError):
+            while not ended.is_set():
+                theirs.send(bytes(64))
+
+    sender = threading.Thread(target=send_on)
+    sender.start()
+    closer = threading.Thread(target=party.close_gently, args=(ours,), daemon=True)
+    closer.start()
+    closer.join(30)
+    ended.set()
+    theirs.close()
+    sender.join(30)
+    assert not closer.is_alive()
+
+
+def test_empty_messages_fill_a_queue_too():
+    mailbox = Mailbox([1], limit=1 << 20)
+    message = Message(0, 0, b"", 0, 50)
+    sent = 0
+    while not mailbox.full(1) and sent < 1 << 20:
+        mailbox.deliver(1, "online", message)
+        sent += 1
+    assert mailbox.full(1)
+    for _ in range(sent):
+        mailbox.take(1, "online", 1.0, "", lambda *_: None)
+    assert mailbox.queued(1) == 0
 
 
 MISMATCHES = {

@@ -18,6 +18,7 @@ from tradeoff.engines.transport.frames import DEFAULT_MAX_MESSAGE, UNAUTHENTICAT
 from tradeoff.engines.transport.shaper import LinkShaper, profile
 
 _SECONDS = ("connect_timeout", "recv_timeout", "send_timeout", "ping_interval", "close_timeout")
+_LONGEST = 1e6
 _NAMESPACES = Path("/run/netns")
 
 
@@ -54,7 +55,7 @@ class TLS:
 
     def of(self, me: int) -> TLS:
         """The same with ``{me}`` filled in."""
-        certificate, key = (Path(str(path).format(me=me)) for path in (self.certificate, self.key))
+        certificate, key = (Path(str(path).replace("{me}", str(me))) for path in (self.certificate, self.key))
         return replace(self, certificate=certificate, key=key)
 
     @classmethod
@@ -111,8 +112,11 @@ class Config:
             elif party != len(self.parties) - 1:
                 raise ConfigError(f"party {party} needs an address: parties with a higher id dial it")
         for name in _SECONDS:
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} is a number of seconds above 0, not {getattr(self, name)!r}")
+            if not 0 < getattr(self, name) <= _LONGEST:
+                raise ConfigError(
+                    f"{name} is a number of seconds above 0 and up to {_LONGEST:,.0f}, "
+                    f"not {getattr(self, name)!r}"
+                )
         if not UNAUTHENTICATED_LIMIT <= self.max_message <= DEFAULT_MAX_MESSAGE:
             raise ConfigError(f"max_message is between 64 KiB and 1 GiB, not {self.max_message!r}")
         if self.send_queue <= 0 or self.recv_queue <= 0:
@@ -212,18 +216,20 @@ def is_loopback(address: str) -> bool:
 def _values(kind: type, table: dict[str, Any], folder: Path) -> dict[str, Any]:
     values = dict(table)
     _refuse_unknown(values, [f.name for f in fields(kind)], "")
+    _check_types(values)
     if "tls" in values:
         values["tls"] = _tls(values["tls"], folder)
     if "link" in values:
         values["link"] = _link(values["link"])
     if "links" in values:
         values["links"] = {int(peer): _link(link) for peer, link in values["links"].items()}
-    _check_types(values)
     return values
 
 
 def _tls(table: dict[str, Any], folder: Path) -> TLS:
     _refuse_unknown(table, [f.name for f in fields(TLS)], "tls.")
+    if not isinstance(table.get("pins", {}), dict):
+        raise ConfigError("tls.pins is a table of fingerprints by party id")
     missing = {"certificate", "key", "authority"} - set(table)
     if missing:
         raise ConfigError(f"[tls] lacks {', '.join(sorted(missing))}")
@@ -246,6 +252,9 @@ def _check_types(values: dict[str, Any]) -> None:
         "capabilities": list,
         "insecure": bool,
         "test_namespace": str,
+        "tls": dict,
+        "link": (str, dict),
+        "links": dict,
         **dict.fromkeys(_SECONDS, (int, float)),
         **dict.fromkeys(("max_message", "send_queue", "recv_queue"), int),
     }

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tradeoff.core.errors import MissingExtra
-from tradeoff.engines.transport.errors import KeysExist
+from tradeoff.engines.transport.errors import ConfigError, KeysExist
 from tradeoff.engines.transport.tls import NAME
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric import ec
 
 _DAY = datetime.timedelta(days=1)
+_MOST_DAYS = 100 * 365
 
 
 def make_keys(
@@ -37,6 +38,7 @@ def make_keys(
 
     Raises:
         KeysExist: one of the files is there; nothing was written.
+        ConfigError: a number is out of range.
         MissingExtra: the package cryptography is not installed.
     """
     try:
@@ -44,7 +46,9 @@ def make_keys(
     except ImportError:
         raise MissingExtra("cryptography", "private") from None
     if parties < 1:
-        raise ValueError(f"keys are made for at least one party, not {parties}")
+        raise ConfigError(f"keys are made for at least one party, not {parties}")
+    if not 0 < days <= _MOST_DAYS:
+        raise ConfigError(f"certificates are valid for more than 0 and up to {_MOST_DAYS} days, not {days}")
     folder = Path(folder)
     names = ["ca", *(NAME.format(party) for party in range(parties))]
     paths = [folder / f"{name}{suffix}" for name in names for suffix in (".key", ".pem")]

@@ -14,6 +14,8 @@ from tradeoff.engines.transport.errors import PeerLost, PeerTimeout
 MINIMUM_RATE = 1e6
 """Bytes a second: a message in transit extends its receiver's deadline by its size at this rate."""
 _SPIN_SECONDS = 150e-6
+_MESSAGE_BYTES = 512
+"""What a queued message takes besides its payload: also empty ones must not fill the memory."""
 
 MakeError = Callable[[str], Exception]
 """Builds the error of a failed peer for the scope in which it is raised."""
@@ -55,7 +57,7 @@ class Mailbox:
 
     Args:
         peers: ids of the other parties.
-        limit: queued payload bytes of one peer from which on its link should stop reading.
+        limit: bytes that the queued messages of one peer take, from which on its link should stop reading.
     """
 
     def __init__(self, peers: Iterable[int], limit: int) -> None:
@@ -85,7 +87,7 @@ class Mailbox:
         return self._bytes[peer] >= self._limit
 
     def queued(self, peer: int) -> int:
-        """Payload bytes that wait for the protocol."""
+        """Bytes that the messages waiting for the protocol take."""
         return self._bytes[peer]
 
     def deliver(self, peer: int, phase: str, message: Message) -> None:
@@ -94,7 +96,7 @@ class Mailbox:
             if peer in self._dropped:
                 return
             self._queues.setdefault((peer, phase), deque()).append(message)
-            self._bytes[peer] += message.payload_bytes
+            self._bytes[peer] += message.payload_bytes + _MESSAGE_BYTES
             self._changed.notify_all()
 
     def wait_room(self, peer: int, timeout: float) -> bool:
@@ -268,7 +270,7 @@ class Mailbox:
     def _pop(self, peer: int, phase: str) -> Message:
         message = self._queues[peer, phase].popleft()
         was_full = self.full(peer)
-        self._bytes[peer] -= message.payload_bytes
+        self._bytes[peer] -= message.payload_bytes + _MESSAGE_BYTES
         if was_full and not self.full(peer):
             self._changed.notify_all()
             if peer in self.on_room:

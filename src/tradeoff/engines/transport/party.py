@@ -41,6 +41,8 @@ _FIRST_RETRY = 0.02
 _LAST_RETRY = 0.5
 _LOOK_AROUND = 0.2
 _LINGER = 0.5
+_GREETING_SECONDS = 10.0
+"""For a stranger who dials and then says nothing, however long this party is ready to wait for others."""
 
 
 class Party(Endpoint):
@@ -191,10 +193,14 @@ class Connector:
         """Seconds until ``connect_timeout``."""
         return max(self._deadline - time.monotonic(), 1e-3)
 
+    def _patience(self, guess: int) -> float:
+        """Seconds for a greeting: who was dialed may still wait for others, who dials knows what it wants."""
+        return self.left() if guess < self._party.me else min(self.left(), _GREETING_SECONDS)
+
     def _attempt(self, sock: socket.socket, guess: int, greet: Callable[[socket.socket], int]) -> int:
         """Greet on a fresh connection; close it if that fails."""
         try:
-            sock.settimeout(self.left())
+            sock.settimeout(self._patience(guess))
             prepare(sock)
             if self._tls:
                 sock = self._secure(sock, guess)
@@ -204,7 +210,9 @@ class Connector:
             raise
         except TimeoutError as error:
             close_gently(sock)
-            raise self._late(guess, error) from None
+            if guess < self._party.me:
+                raise self._late(guess, error) from None
+            raise PeerTimeout(guess, _GREETING_SECONDS, "", "the greeting of who dialed") from None
         except BaseException:
             close_gently(sock)
             raise
@@ -247,7 +255,8 @@ class Connector:
 
     def _greeting(self, sock: socket.socket, peer: int) -> Greeting:
         party = self._party
-        return Greeting(sock, party.me, peer, party.session, self._deadline, self._config.max_message)
+        deadline = time.monotonic() + self._patience(peer)
+        return Greeting(sock, party.me, peer, party.session, deadline, self._config.max_message)
 
     def _judge(self, theirs: Hello, expected: set[int]) -> None:
         self._hello().agree(theirs)
@@ -335,9 +344,11 @@ def close_gently(sock: socket.socket) -> None:
     """Close so that what was sent arrives: unread bytes would make the kernel reset the connection."""
     with contextlib.suppress(OSError):
         socket.socket.shutdown(sock, socket.SHUT_WR)
-        sock.settimeout(_LINGER)
-        while socket.socket.recv(sock, 4096):
-            pass
+        deadline = time.monotonic() + _LINGER
+        while (left := deadline - time.monotonic()) > 0:  # it may go on sending for ever
+            sock.settimeout(left)
+            if not socket.socket.recv(sock, 4096):
+                break
     sock.close()
 
 
