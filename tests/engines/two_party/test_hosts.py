@@ -19,11 +19,11 @@ from typer.testing import CliRunner
 
 from tradeoff.core.errors import DataError
 from tradeoff.engines import two_party
-from tradeoff.engines.transport import Config, InsecureTransport, PeerTimeout, PlanMismatch
+from tradeoff.engines.transport import Config, InsecureTransport, PeerAborted, PeerTimeout, PlanMismatch
 from tradeoff.engines.two_party.commands import app
 from tradeoff.engines.two_party.errors import DealerUnavailable, PoolMismatch, PoolReused
 from tradeoff.engines.two_party.hosts import query
-from tradeoff.engines.two_party.pool import write_pool
+from tradeoff.engines.two_party.pool import check_pool, write_pool
 from tradeoff.nn.plan import save, trace
 
 COMMAND = [sys.executable, "-c", "from tradeoff.engines.two_party.commands import app; app()"]
@@ -109,7 +109,7 @@ def test_two_queries_over_tls(folder: Path, launch: Any) -> None:
 
 
 def test_dealer_down_is_said_before_inputs_are_shared(folder: Path, launch: Any) -> None:
-    config, program = write_config(folder, connect_timeout=4.0), folder / "program"
+    config, program = write_config(folder, connect_timeout=12.0), folder / "program"
     launch("serve", "--program", program, "--config", config)
     public = two_party.Program.load(program / "public")
     with pytest.raises(DealerUnavailable, match="nothing of the inputs"):
@@ -128,6 +128,31 @@ def test_pool_serves_until_it_is_used_up(folder: Path, tmp_path: Path, launch: A
     with pytest.raises(Exception, match=r"offline pool|OfflineExhausted|gone"):
         query(public, settings, x, pool=tmp_path / "party-1")
     assert server.wait(30) != 0
+
+
+def test_query_of_another_batch_does_not_end_the_service(folder: Path, tmp_path: Path, launch: Any) -> None:
+    config, program = write_config(folder, parties=2), folder / "program"
+    public = two_party.Program.load(program / "public")
+    write_pool(tmp_path / "good", public, 3, 2)
+    write_pool(tmp_path / "other", public, 2, 1)
+    launch("serve", "--program", program, "--config", config, "--pool", tmp_path / "good" / "party-0")
+    x, settings = np.load(folder / "x.npy"), Config.load(config)
+    with pytest.raises(PoolMismatch, match="batches of 3 images"):
+        query(public, settings, x[:2], pool=tmp_path / "good" / "party-1")
+    with pytest.raises(PeerAborted, match="PoolMismatch"):
+        query(public, settings, x[:2], pool=tmp_path / "other" / "party-1")
+    result, _ = query(public, settings, x, pool=tmp_path / "good" / "party-1")
+    assert np.abs(result - two_party.Program.load(program).plan.evaluate(x)).max() < 1e-3
+
+
+@pytest.mark.parametrize("verb", ["serve", "query"])
+def test_missing_pool_is_said_before_anybody_is_waited_for(folder: Path, tmp_path: Path, verb: str) -> None:
+    arguments = [verb, "--program", folder / "program", "--config", write_config(folder, parties=2)]
+    arguments += (
+        ["--pool", tmp_path] if verb == "serve" else ["--pool", tmp_path, "--input", folder / "x.npy"]
+    )
+    result = CliRunner().invoke(app, list(map(str, arguments)))
+    assert isinstance(result.exception, FileNotFoundError)
 
 
 def test_other_program_is_refused(folder: Path, launch: Any) -> None:
@@ -188,6 +213,43 @@ def test_inputs_that_are_no_array(folder: Path, tmp_path: Path) -> None:
     arguments = ["query", "--program", folder / "program" / "public", "--config", write_config(folder)]
     result = CliRunner().invoke(app, list(map(str, [*arguments, "--input", tmp_path / "x.npy"])))
     assert isinstance(result.exception, DataError)
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (np.zeros((2, 64)), "images, 1, 8, 8"),
+        (np.zeros((0, 1, 8, 8)), "at least one image"),
+        (np.full((1, 1, 8, 8), np.nan), "NaN"),
+        (np.zeros((1, 1, 8, 8), complex), "real numbers, not complex128"),
+        (np.array(["a"]), "real numbers"),
+    ],
+)
+def test_wrong_images_are_named(folder: Path, tmp_path: Path, x: Any, message: str) -> None:
+    np.save(tmp_path / "x.npy", x)
+    arguments = ["query", "--program", folder / "program" / "public", "--config", write_config(folder)]
+    result = CliRunner().invoke(app, list(map(str, [*arguments, "--input", tmp_path / "x.npy"])))
+    assert isinstance(result.exception, DataError)
+    assert message in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("--radix", "3"), ("--ring-bits", "48"), ("--output", "what"), ("--weights", "secret")],
+    ids=lambda options: options[0],
+)
+def test_wrong_options_are_bad_input(folder: Path, tmp_path: Path, options: tuple[str, str]) -> None:
+    plan = str(folder / "plan.safetensors")
+    result = CliRunner().invoke(app, ["compile", "--plan", plan, "--out", str(tmp_path / "out"), *options])
+    assert isinstance(result.exception, DataError)
+    assert not (tmp_path / "out").exists()
+
+
+def test_saved_weights_are_private_whatever_was_there(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "plan.safetensors").write_bytes(b"")
+    (tmp_path / "plan.safetensors").chmod(0o644)
+    two_party.Program.load(folder / "program").save(tmp_path)
+    assert (tmp_path / "plan.safetensors").stat().st_mode & 0o777 == 0o600
 
 
 def test_cost_as_json(folder: Path) -> None:
@@ -282,3 +344,14 @@ class TestPool:
         path.write_bytes(path.read_bytes()[:-8])
         with pytest.raises(PoolMismatch, match="truncated"):
             self.infer(program, tmp_path)
+
+    @pytest.mark.parametrize("change", [("seed", "x" * 32), ("pool", " " * 32), ("batch", -1)])
+    def test_damaged_header(
+        self, program: two_party.Program, tmp_path: Path, change: tuple[str, Any]
+    ) -> None:
+        path = write_pool(tmp_path, program.public(), 1, 1)[0] / "party-0.pool"
+        data = path.read_bytes()
+        header = {**json.loads(data[8:]), change[0]: change[1]}
+        path.write_bytes((data[:8] + json.dumps(header).encode()).ljust(len(data)))
+        with pytest.raises(PoolMismatch, match="damaged"):
+            check_pool(tmp_path, 0, program)

@@ -1,21 +1,29 @@
-"""``tradeoff two-party``: private inference between hosts, and its cost on this one."""
+"""Run your own network privately between two hosts.
+
+The verbs of the model owner, the data owner and the dealer, and what an inference costs.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from tradeoff.engines.two_party import Program
     from tradeoff.engines.two_party.hosts import Served
 
-app = typer.Typer(help="Private inference between a model owner and a data owner.", no_args_is_help=True)
+app = typer.Typer(
+    help="Private inference between a model owner and a data owner.",
+    no_args_is_help=True,
+    add_completion=False,
+)
 
 ProgramFolder = Annotated[Path, typer.Option("--program", help="Folder that `two-party compile` wrote.")]
 ConfigFile = Annotated[Path, typer.Option(help="TOML file: addresses of the parties, certificates, limits.")]
@@ -50,9 +58,11 @@ def compile_(
     """Prepare a network: a folder for the model owner, with a public one in it for the others."""
     from tradeoff.engines import two_party
 
-    network = _load_network(plan, arch, model, _shape(input_shape), classes)
-    program = two_party.compile(network, ring_bits=ring_bits, weights=weights, radix=radix)  # type: ignore[arg-type]
-    program = program.with_options(output=output)
+    shape = _shape(input_shape)
+    with _bad_input():
+        network = _load_network(plan, arch, model, shape, classes)
+        program = two_party.compile(network, ring_bits=ring_bits, weights=weights, radix=radix)  # type: ignore[arg-type]
+        program = program.with_options(output=output)
     program.save(out)
     program.public().save(out / "public")
     typer.echo(f"program {program.digest[:16]}: {out} (model owner), {out / 'public'} (data owner, dealer)")
@@ -117,6 +127,7 @@ def dealer(
     batch: Annotated[int, typer.Option(help="Images an inference, for pool files.", min=1)] = 1,
     runs: Annotated[int, typer.Option(help="Inferences, for pool files.", min=1)] = 1,
     sessions: Annotated[int | None, typer.Option(help="Stop after so many live sessions.", min=1)] = None,
+    max_batch: Annotated[int, typer.Option(help="Refuse live sessions of more images.", min=1)] = 256,
 ) -> None:
     """Supply correlated randomness, live or as files; the dealer sees no input, weight or result."""
     from tradeoff.engines.transport import Config
@@ -133,7 +144,8 @@ def dealer(
         return
     assert config is not None
     keep_freed_memory()
-    deal_sessions(loaded.public(), Config.load(config), sessions=sessions, on_session=_say_dealt)
+    settings = Config.load(config)
+    deal_sessions(loaded.public(), settings, sessions=sessions, max_batch=max_batch, on_session=_say_dealt)
 
 
 @app.command()
@@ -165,8 +177,11 @@ def bench(
     from dataclasses import asdict
 
     from tradeoff.engines import two_party
+    from tradeoff.engines.transport import profile
 
-    x, y, network = _digits_network(arch, model)
+    profile(net)  # refuses an unknown one before anything is trained
+    with _bad_input():
+        x, y, network = _digits_network(arch, model)
     program = two_party.compile(network, (1, 8, 8))
     with two_party.Session.local(net=net) as session:
         session.infer(program, x[:batch], batch=batch)  # starts the processes
@@ -184,6 +199,19 @@ def bench(
         out.write_text(json.dumps(document, indent=2) + "\n")
 
 
+@contextmanager
+def _bad_input() -> Iterator[None]:
+    """A wrong value of an option is the user's, not a fault of the program."""
+    from tradeoff.core.errors import DataError, TradeoffError
+
+    try:
+        yield
+    except TradeoffError:
+        raise
+    except ValueError as error:
+        raise DataError(str(error)) from None
+
+
 def _load_program(folder: Path) -> Program:
     from tradeoff.core.errors import DataError
     from tradeoff.engines.two_party import Program
@@ -196,15 +224,19 @@ def _load_program(folder: Path) -> Program:
         raise DataError(f"{folder} is not a program: {error}") from None
 
 
-def _load_images(path: Path) -> NDArray[np.float64]:
+def _load_images(path: Path) -> NDArray[Any]:
     import numpy as np
 
     from tradeoff.core.errors import DataError
 
     try:
-        return np.asarray(np.load(path, allow_pickle=False), np.float64)
-    except (OSError, ValueError, TypeError) as error:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
         raise DataError(f"cannot read {path} as an .npy array: {error}") from None
+    if not isinstance(array, np.ndarray):
+        array.close()
+        raise DataError(f"{path} holds several arrays; an .npy file holds one")
+    return array
 
 
 def _load_network(

@@ -21,18 +21,18 @@ from numpy.typing import NDArray
 
 from tradeoff.core.errors import TradeoffError
 from tradeoff.engines.transport import Config, ConfigError, Party, PeerError, PortInUse
-from tradeoff.engines.two_party.errors import DealerUnavailable, OfflineExhausted, PoolMismatch, PoolReused
+from tradeoff.engines.two_party.errors import DealerUnavailable, OfflineExhausted
 from tradeoff.engines.two_party.meter import Report
 from tradeoff.engines.two_party.offline import DEALER, Source, dealt_source, run_dealer
 from tradeoff.engines.two_party.party import CLIENT, SERVER, Evaluator, announce_batch, learn_batch
-from tradeoff.engines.two_party.pool import open_pool
+from tradeoff.engines.two_party.pool import check_pool, open_pool
 from tradeoff.engines.two_party.program import Program
 from tradeoff.engines.two_party.session import Metered
 
 IDLE_SECONDS = 3600.0
 """How long a server or dealer waits for the others before it listens anew."""
 
-_FATAL = (ConfigError, PortInUse, OfflineExhausted, PoolMismatch, PoolReused)
+_FATAL = (ConfigError, PortInUse, OfflineExhausted)
 _log = logging.getLogger(__name__)
 
 
@@ -74,11 +74,14 @@ def serve_queries(
 
     Raises:
         ConfigError, PortInUse: the service cannot start.
-        OfflineExhausted, PoolMismatch, PoolReused: the pool cannot serve.
+        OfflineExhausted: the pool is used up.
+        FileNotFoundError, PoolMismatch, PoolReused: the pool cannot serve this program.
     """
     answered = 0
     waiting = _configured(replace(config, connect_timeout=IDLE_SECONDS), program, pool)
     while queries is None or answered < queries:
+        if pool is not None:
+            check_pool(pool, SERVER, program)
         served = _serve_one(program, waiting, pool, max_batch)
         if served is not None:
             on_query(served)
@@ -126,6 +129,8 @@ def query(
     """
     x = program.check_input(x)
     program.ring.encode(x, name="input")
+    if pool is not None:
+        check_pool(pool, CLIENT, program, len(x))
     with _connect(_configured(config, program, pool)) as net:
         announce_batch(net, len(x), dealer=pool is None)
         evaluator = Evaluator(net, program, len(x), _source(net, program, len(x), pool))
@@ -140,6 +145,7 @@ def deal_sessions(
     config: Config,
     *,
     sessions: int | None = None,
+    max_batch: int = 256,
     on_session: Callable[[int, str | None], None] = lambda dealt, error: None,
 ) -> None:
     """Deal for one session after another, as the dealer.
@@ -147,6 +153,7 @@ def deal_sessions(
     Args:
         program: the public view.
         sessions: how many; without end if None.
+        max_batch: a session with more images is refused.
         on_session: told how many inferences a session had, and what ended it early.
     """
     waiting = _configured(replace(config, connect_timeout=IDLE_SECONDS), program, None)
@@ -154,7 +161,7 @@ def deal_sessions(
     while sessions is None or next(done) < sessions:
         try:
             with Party(waiting, DEALER) as net:
-                on_session(run_dealer(net, program), None)
+                on_session(run_dealer(net, program, max_batch=max_batch), None)
         except _FATAL:
             raise
         except (TradeoffError, ValueError) as error:

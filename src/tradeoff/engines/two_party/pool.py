@@ -90,14 +90,42 @@ def open_pool(
         PoolMismatch: the files are damaged, of another program or batch, or of another pool than the peer's.
         PoolReused: the two sides used different amounts, another process has it open, or the weights changed.
     """
-    own = Path(folder) / f"party-{net.me}"
-    pool = PoolFile(own if own.is_dir() else Path(folder), net.me)
+    pool = _open(folder, net.me)
     try:
         _agree_on(pool, net, program, batch)
     except BaseException:
         pool.end()
         raise
     return Source(net.me, pool.seed, pool.identity, pool, first=pool.consumed, ledger=ledger)
+
+
+def check_pool(folder: Path | str, party: int, program: Program, batch: int | None = None) -> None:
+    """Find out before meeting the peer whether a party's pool can serve a program.
+
+    Args:
+        batch: images an inference, if they are known.
+
+    Raises:
+        FileNotFoundError: there is none.
+        PoolMismatch: it is damaged, or of another program or batch.
+        PoolReused: another process has it open, or it was used with other weights.
+        OfflineExhausted: it is used up.
+    """
+    pool = _open(folder, party)
+    try:
+        pool.require(program, pool.batch if batch is None else batch)
+        if party == 0:
+            pool.bind(program)
+        if pool.consumed >= pool.runs:
+            raise OfflineExhausted("inference", 1, 0)
+    finally:
+        pool.end()
+
+
+def _open(folder: Path | str, party: int) -> PoolFile:
+    """A party's pool in its own folder, or in the one that holds both."""
+    own = Path(folder) / f"party-{party}"
+    return PoolFile(own if own.is_dir() else Path(folder), party)
 
 
 def _agree_on(pool: PoolFile, net: Endpoint, program: Program, batch: int) -> None:
@@ -138,8 +166,7 @@ class PoolFile:
 
     def _open(self, party: int) -> None:
         header = self._header(party)
-        self.identity = bytes.fromhex(header["pool"])
-        self.seed = bytes.fromhex(header["seed"])
+        self.identity, self.seed = header["pool"], header["seed"]
         self.program, self.batch, self.runs = header["program"], header["batch"], header["runs"]
         self._run_bytes = header["run_bytes"]
         if self.path.stat().st_size != _HEADER_BYTES + self.runs * self._run_bytes:
@@ -196,15 +223,19 @@ class PoolFile:
         text = self._file.read(_HEADER_BYTES)
         try:
             header = json.loads(text[len(_MAGIC) :])
-        except ValueError:
+        except (ValueError, RecursionError):
             header = None
         if not text.startswith(_MAGIC) or not isinstance(header, dict) or set(header) != set(_FIELDS):
             raise PoolMismatch(f"{self.path} is not a pool")
         if any(type(header[name]) is not kind for name, kind in _FIELDS.items()) or header["party"] != party:
             raise PoolMismatch(f"{self.path} is not a pool of party {party}")
-        if len(header["pool"]) != 32 or len(header["seed"]) != 2 * SEED_BYTES:
+        try:
+            names = {name: bytes.fromhex(header[name]) for name in ("pool", "seed")}
+        except ValueError:
+            names = {}
+        if set(map(len, names.values())) != {SEED_BYTES} or header["batch"] < 1:
             raise PoolMismatch(f"{self.path} is damaged")
-        return header
+        return header | names
 
     def _read_state(self) -> dict[str, Any]:
         try:

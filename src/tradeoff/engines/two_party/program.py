@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from tradeoff.core.errors import DataError
 from tradeoff.engines.two_party.sharing import Ring
 from tradeoff.engines.two_party.steps import Step
 from tradeoff.nn.plan import Plan, dumps, loads
@@ -139,8 +141,9 @@ class Program:
         folder.mkdir(parents=True, exist_ok=True)
         data = dumps(self.plan)
         path = folder / PLAN_FILE
-        path.touch(0o600)
-        path.write_bytes(data)
+        path.unlink(missing_ok=True)  # a file that is there already may be open to others
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(data)
         (folder / OPTIONS_FILE).write_text(json.dumps(self.options.to_json(), indent=2) + "\n")
 
     @classmethod
@@ -160,11 +163,15 @@ class Program:
         """Inputs as float64 of shape (batch, *input_shape).
 
         Raises:
-            ValueError: another shape, an empty batch, NaN or infinity.
+            DataError (a ValueError): another shape or dtype, an empty batch, NaN or infinity.
         """
-        x = np.asarray(x, np.float64)
+        x = np.asarray(x)
+        if x.dtype.kind not in "biuf":
+            raise DataError(f"inputs are real numbers, not {x.dtype}")
+        x = x.astype(np.float64)
         if x.shape[1:] != self.plan.input_shape or x.ndim != len(self.plan.input_shape) + 1 or not len(x):
-            raise ValueError(f"inputs have shape (batch, *{self.plan.input_shape}), not {x.shape}")
+            wanted = ", ".join(map(str, ("images", *self.plan.input_shape)))
+            raise DataError(f"inputs have shape ({wanted}), at least one image, not {x.shape}")
         if not np.isfinite(x).all():
-            raise ValueError("the input holds NaN or infinity")
+            raise DataError("the input holds NaN or infinity")
         return x
