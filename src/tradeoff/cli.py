@@ -252,7 +252,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Exception as error:
         if debug:
             raise
-        at_work = isinstance(error, EngineError | StoreError | TrialFailed)
+        at_work = isinstance(error, EngineError | StoreError | TrialFailed) and not isinstance(
+            error, ValueError
+        )
         expected = isinstance(error, TradeoffError | OSError)
         hint = "" if expected else " (unexpected; --debug shows where)"
         print(f"error: {type(error).__name__}: {error}{hint}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""``tradeoff net``: certificates, a check of a configured session, and test networks."""
+"""Make keys for parties, check their links, build a test network."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from typing import Annotated
 import typer
 
 app = typer.Typer(
-    help="Links between parties: make keys, check a session, build a test network.", no_args_is_help=True
+    help="Links between parties: make keys, check a session, build a test network.",
+    no_args_is_help=True,
+    add_completion=False,
 )
 lab = typer.Typer(help="A test network of namespaces on this host (Linux, root).", no_args_is_help=True)
 app.add_typer(lab, name="lab")
