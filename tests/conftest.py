@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -9,6 +10,9 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+
+# Test processes run beside each other; before any of them loads torch, which reads it once.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # A slow machine is no failure.
 hypothesis.settings.register_profile("tradeoff", deadline=None)
@@ -30,7 +34,7 @@ def require(condition: object, reason: str) -> None:
         pytest.skip(reason)
 
 
-@pytest.fixture(name="require")
+@pytest.fixture(name="require", scope="session")
 def _require() -> Callable[[object, str], None]:
     """:func:`require` as a fixture, for test modules that cannot import this file."""
     return require
@@ -81,6 +85,8 @@ class Tradeoff:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            # A suite that runs in the background may have inherited that interrupts are ignored.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
 
     def __call__(

@@ -52,6 +52,7 @@ def browser() -> Iterator[Any]:
 def page(browser: Any, report: Path) -> Iterator[Any]:
     """The page, which must ask for nothing and complain about nothing."""
     page = browser.new_page(viewport={"width": 1600, "height": 1000})
+    page.set_default_timeout(120_000)  # milliseconds: a busy machine is no failure
     requests: list[str] = []
     complaints: list[str] = []
     page.on("request", lambda request: requests.append(request.url))
