@@ -1,5 +1,6 @@
 """Where trials run: failures and crashes cost one trial, and what a method returns is checked."""
 
+import atexit
 import logging
 import os
 import sys
@@ -53,6 +54,8 @@ class Wayward(Method[WaywardRecipe]):
                 return Outcome(trial=trial, metrics={"accuracy": measured(float("nan"))})
             case "unregistered":
                 return Outcome.model_construct(trial=trial, metrics={"niceness": measured(1)}, artifact=None)
+            case "linger":
+                atexit.register(time.sleep, 0.5)
             case "talk":
                 print("to standard output")
                 context.log.warning("look at %s", "this")
@@ -120,6 +123,13 @@ def test_worker_processes_report_crashes_logs_and_progress(
     assert recorder.progress[-1] == ("steps", 2, 2)
     assert len(recorder.results) == 5
     assert capfd.readouterr().out == "", "a trial's print reached standard output"
+
+
+def test_a_worker_that_has_nothing_to_do_ends_in_peace(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert not run(tmp_path, "linger", executor=LocalExecutor(1)).failures
+    assert capfd.readouterr().err == "", "the end of a worker was interrupted"
 
 
 def test_an_outcome_says_where_it_comes_from(tmp_path: Path) -> None:

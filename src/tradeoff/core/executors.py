@@ -162,10 +162,10 @@ class _Worker:
 
 
 def _stop(workers: Sequence[_Worker]) -> None:
-    """Interrupt worker processes so that they can clean up, and kill those that do not."""
+    """Let idle worker processes end, interrupt the others so that they can clean up; kill what stays."""
     for worker in workers:
         worker.pipe.close()
-        if worker.process.is_alive() and worker.process.pid:
+        if worker.task and worker.process.is_alive() and worker.process.pid:
             os.kill(worker.process.pid, signal.SIGINT)
     deadline = time.monotonic() + _SECONDS_TO_CLEAN_UP
     for worker in workers:
@@ -263,6 +263,7 @@ def _serve(connection: Connection, threads: int) -> None:
         while True:
             task = connection.recv()
             pipe.send(execute(task, _throttled(pipe)))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the end of a process is no place for an interruption
 
 
 class _SharedPipe:
