@@ -277,7 +277,7 @@ def _stored_study(name: str, runs: Path) -> "Study":
     from tradeoff.core.study import load_study
 
     folder: RunFolder
-    if Path(name).is_dir():
+    if Path(name).is_dir() or len(Path(name).parts) > 1:
         folder = RunFolder.open(Path(name))
     else:
         folder = latest_run(runs, load_method(name).card.name)

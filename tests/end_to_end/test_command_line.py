@@ -74,6 +74,7 @@ RUN = ("run", "toy-rounding", "--recipe")
         ((*RUN, "smoke", "--runs", "file"), 1, "StoreError: cannot write"),
         (("compare", "toy-rounding"), 2, "UnknownName: no run of toy-rounding in runs; make one"),
         (("report", "empty"), 2, "UnknownName: empty is not a run folder"),
+        (("report", "runs/absent"), 2, "UnknownName: runs/absent is not a run folder"),
         (("report", "damaged"), 1, "StoreError: "),
         (("report", "foreign"), 2, "unknown key 'bitz'; did you mean 'bits'"),
         (("report", "gone"), 2, "did you mean 'toy-rounding'?"),
