@@ -17,7 +17,9 @@ from tradeoff.methods.private_inference.autorep import (
     relu_count,
 )
 from tradeoff.nn import polynomial
+from tradeoff.nn.checkpoint import CheckpointMismatch
 from tradeoff.nn.fit import Callback, FitConfig, FitState, evaluate
+from tradeoff.nn.models import build
 from tradeoff.nn.polynomial import PolynomialDivergence
 
 SHAPE, TOTAL = (1, 8, 16), 4096
@@ -131,6 +133,34 @@ def test_interrupted_training_ends_with_the_same_network(
     resumed = run(method(), Interrupt(), checkpoint=tmp_path)
     assert straight.keys() == resumed.keys()
     assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+
+
+@pytest.mark.filterwarnings("ignore:the replacement phase")
+def test_checkpoints_of_another_training_are_refused(
+    fresh: nn.Module, pairs: ImageData, tmp_path: Path
+) -> None:
+    """Else the same folder with a smaller budget would quietly give the old training, projected."""
+    data = pairs.train.take(128), None
+
+    def autorep(budget: int, penalty: float = 50.0, network: nn.Module = fresh) -> None:
+        method = AutoReP(network, budget, SHAPE, ReplacementConfig(calib_iters=1), penalty=penalty)
+        method.fit(*data, *phases(2, 1), checkpoint=tmp_path / "autorep")
+
+    def snl(budget: int) -> None:
+        method = SelectiveLinearization(fresh, budget, SHAPE)
+        method.fit(*data, *phases(2, 1), checkpoint=tmp_path / "snl")
+
+    autorep(200)
+    autorep(200)
+    with pytest.raises(CheckpointMismatch, match="budget differ"):
+        autorep(100)
+    with pytest.raises(CheckpointMismatch, match="penalty differ"):
+        autorep(200, penalty=1.0)
+    with pytest.raises(CheckpointMismatch, match="network, teacher differ"):
+        autorep(200, network=build("pair_cnn", 10, SHAPE).eval())
+    snl(200)
+    with pytest.raises(CheckpointMismatch, match="budget differ"):
+        snl(100)
 
 
 @pytest.mark.filterwarnings("ignore:the replacement phase")

@@ -3,16 +3,20 @@
 Nothing is pickled, and the file is replaced in one rename: a kill at any moment leaves the last whole one.
 """
 
+import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import safetensors
+import torch
 from safetensors.torch import save
 from torch import Tensor
 
 from tradeoff.core.errors import TradeoffError
+from tradeoff.core.files import read_json, write_json
 
 
 class CheckpointMismatch(TradeoffError, ValueError):
@@ -51,3 +55,37 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"{path} is no training checkpoint, or a damaged one; remove it to start anew"
         ) from error
     return tensors, progress
+
+
+def claim_folder(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Make a folder for the checkpoints of one training, or check that it is that training's.
+
+    Args:
+        folder: gets ``settings.json``.
+        settings: JSON values that the training depends on, beyond what each checkpoint knows itself.
+
+    Raises:
+        CheckpointMismatch: the folder was made by a training with other settings; the message names them.
+        StoreError: it cannot be written, or its ``settings.json`` is damaged.
+    """
+    path, mine = folder / "settings.json", json.loads(json.dumps(settings))
+    if path.exists():
+        theirs = read_json(path)
+        if theirs != mine:
+            known = theirs if isinstance(theirs, dict) else {}
+            different = sorted(key for key in known.keys() | mine.keys() if known.get(key) != mine.get(key))
+            raise CheckpointMismatch(
+                f"{folder} holds another training ({', '.join(different)} differ); give another folder, or "
+                "remove this one to start anew"
+            )
+    else:
+        write_json(path, mine)
+
+
+def weights_digest(tensors: Mapping[str, Tensor]) -> str:
+    """Return 16 hexadecimal characters that name the values of a ``state_dict``."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]

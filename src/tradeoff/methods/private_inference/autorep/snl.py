@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tradeoff.nn.checkpoint import claim_folder, weights_digest
 from tradeoff.nn.fit import Callback, FitConfig, FitState, History, Indexable, fit
 from tradeoff.nn.losses import distillation
 from tradeoff.nn.polynomial import check_site_shape, gated_relu
@@ -113,9 +114,12 @@ class SelectiveLinearization:
             score_learning_rate: constant rate of the shares; by default that of ``replacement``.
             checkpoint: folder to resume from and to write to.
             callbacks: of :func:`tradeoff.nn.fit.fit`.
+
+        Raises:
+            CheckpointMismatch: ``checkpoint`` holds a training of another network, budget or pressure.
         """
         if checkpoint is not None:
-            checkpoint.mkdir(parents=True, exist_ok=True)
+            claim_folder(checkpoint, self._settings(score_learning_rate))
         pressure = _Pressure(self)
         group = {
             "params": [site.share for site in self.sites().values()],
@@ -142,6 +146,19 @@ class SelectiveLinearization:
             train, validation, replacement, finetuning, checkpoint=folder, callbacks=callbacks
         )
         return History(history.epochs + second.epochs)
+
+    def _settings(self, score_learning_rate: float | None) -> dict[str, Any]:
+        """What a training depends on beside the two :class:`FitConfig`, which checkpoints compare."""
+        return {
+            "budget": self.budget,
+            "check_every": self.check_every,
+            "growth": self.growth,
+            "network": weights_digest(self.network.state_dict()),
+            "penalty": self.penalty,
+            "score_learning_rate": score_learning_rate,
+            "temperature": self.temperature,
+            "threshold": self.threshold,
+        }
 
     def loss(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
         """Return cross-entropy, distillation and the L1 penalty for one batch."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tradeoff.core.errors import TradeoffError
-from tradeoff.nn.checkpoint import load_checkpoint, save_checkpoint
+from tradeoff.nn.checkpoint import claim_folder, load_checkpoint, save_checkpoint, weights_digest
 from tradeoff.nn.fit import Callback, FitConfig, FitState, History, Indexable, fit
 from tradeoff.nn.losses import distillation, over_budget
 from tradeoff.nn.polynomial import PolynomialDivergence
@@ -60,7 +60,8 @@ class AutoReP:
 
     Example:
         >>> method = AutoReP(network, budget=400, input_shape=(1, 8, 16))  # doctest: +SKIP
-        >>> method.fit(data.train, data.validation, FitConfig(epochs=20, optimizer="adam"))  # doctest: +SKIP
+        >>> replacement = FitConfig(epochs=20, optimizer="adam", learning_rate=0.001)  # doctest: +SKIP
+        >>> method.fit(data.train, data.validation, replacement)  # doctest: +SKIP
         >>> compressed = method.finalize()  # doctest: +SKIP
     """
 
@@ -124,11 +125,12 @@ class AutoReP:
 
         Raises:
             PolynomialDivergence: values became infinite or NaN.
+            CheckpointMismatch: ``checkpoint`` holds a training of another network, budget or configuration.
         """
         if self.budget >= self.total:
             return History()
         if checkpoint is not None:
-            checkpoint.mkdir(parents=True, exist_ok=True)
+            claim_folder(checkpoint, self._settings(score_learning_rate))
         best = _KeepBest(self.network, self.budget, checkpoint and checkpoint / "best.safetensors")
         callbacks = [_Record(self.network), best, *callbacks]
         history = History()
@@ -153,6 +155,19 @@ class AutoReP:
         best.restore()
         freeze(self.network)
         return history
+
+    def _settings(self, score_learning_rate: float | None) -> dict[str, Any]:
+        """What a training depends on beside the two :class:`FitConfig`, which checkpoints compare."""
+        teacher = self.teacher and weights_digest(self.teacher.state_dict())
+        return {
+            "budget": self.budget,
+            "config": self.config.model_dump(mode="json"),
+            "network": weights_digest(self.network.state_dict()),
+            "penalty": self.penalty,
+            "score_learning_rate": score_learning_rate,
+            "teacher": teacher,
+            "temperature": self.temperature,
+        }
 
     def _phase(
         self,
