@@ -99,6 +99,15 @@ def test_outcomes_select_and_order_by_seed() -> None:
         outcomes.values("nonsense")
 
 
+def test_values_are_paired_by_seed_and_not_by_position() -> None:
+    a = Outcomes([outcome("a", 0, 0.1), outcome("a", 2, 0.3)])
+    b = Outcomes([outcome("b", 2, 0.6), outcome("b", 0, 0.4)])
+    assert a.paired(b, "accuracy") == ([0.1, 0.3], [0.4, 0.6])
+    other = Outcomes([outcome("b", 0, 0.4), outcome("b", 1, 0.5)])
+    with pytest.raises(MissingOutcome, match=r"a has the seeds \[0, 2\], b has \[0, 1\]"):
+        a.paired(other, "accuracy")
+
+
 def test_library_users_catch_builtins() -> None:
     assert issubclass(OutcomeError, ValueError)
     assert issubclass(MissingOutcome, LookupError)

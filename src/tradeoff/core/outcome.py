@@ -112,6 +112,20 @@ class Outcomes(Sequence[Outcome]):
             values.append(outcome.metrics[name].value)
         return values
 
+    def paired(self, other: "Outcomes", name: str) -> tuple[list[float], list[float]]:
+        """Values of a quantity here and in another cell, seed by seed, as :func:`compare` needs them.
+
+        Raises:
+            MissingOutcome: a seed has an outcome in one of the two only; or as :meth:`values` does.
+        """
+        values = self.values(name), other.values(name)
+        ours, theirs = (sorted(outcome.trial.seed for outcome in cell) for cell in (self, other))
+        if ours != theirs:
+            raise MissingOutcome(
+                f"{self[0].trial.variant} has the seeds {ours}, {other[0].trial.variant} has {theirs}"
+            )
+        return values
+
     def mean(self, name: str) -> float:
         """Mean of a quantity over these outcomes; raises as :meth:`values` does."""
         values = self.values(name)

@@ -50,8 +50,8 @@ def hysteresis_calms(outcomes: Outcomes) -> Finding:
     """Fewer excess flips, and an accuracy within one point."""
     budget = min(_common(outcomes, "autorep", "no-hysteresis"))
     ours, plain = outcomes.where("autorep", budget=budget), outcomes.where("no-hysteresis", budget=budget)
-    flips = compare(plain.values("mask_flips"), ours.values("mask_flips"))
-    accuracy = compare(ours.values("accuracy"), plain.values("accuracy"), margin=-0.01)
+    flips = compare(*plain.paired(ours, "mask_flips"))
+    accuracy = compare(*ours.paired(plain, "accuracy"), margin=-0.01)
     numbers: dict[str, float | str] = {
         "flips with": ours.mean("mask_flips"),
         "flips without": plain.mean("mask_flips"),
@@ -64,7 +64,7 @@ def hysteresis_calms(outcomes: Outcomes) -> Finding:
 def largest_reduction(outcomes: Outcomes) -> Finding:
     """The largest factor at which the accuracy stays within two points of the network with all ReLUs."""
     base = outcomes.where("relu")
-    accuracy, total = base.values("accuracy"), base.values("relu_count")[0]
+    total = base.values("relu_count")[0]
     numbers: dict[str, float | str] = {
         "paper": "176.1 (EfficientNet-B2, ImageNet)",
         "base accuracy": base.mean("accuracy"),
@@ -72,7 +72,7 @@ def largest_reduction(outcomes: Outcomes) -> Finding:
     undecided = False
     for budget in sorted(_budgets(outcomes, "autorep")):
         cell = outcomes.where("autorep", budget=budget)
-        finding = compare(cell.values("accuracy"), accuracy, margin=-0.02)
+        finding = compare(*cell.paired(base, "accuracy"), margin=-0.02)
         if finding.verdict is Verdict.HOLDS:
             kept = cell.mean("relu_count")
             numbers |= {
@@ -88,13 +88,15 @@ def largest_reduction(outcomes: Outcomes) -> Finding:
 
 def private_inference_is_faster(outcomes: Outcomes) -> Finding:
     """Seconds of the metered runs at the tightest budget that still has ReLUs, over both links."""
-    budget = min(b for b in _budgets(outcomes, "autorep") if b > 0)
+    budget = min((b for b in _budgets(outcomes, "autorep") if b > 0), default=None)
+    if budget is None:
+        raise MissingOutcome("autorep has no outcome that keeps ReLUs")
     base, ours = outcomes.where("relu"), outcomes.where("autorep", budget=budget)
     numbers: dict[str, float | str] = {"budget": budget}
     verdicts = []
     for link in ("lan", "wan"):
         quantity = f"latency_{link}"
-        verdicts.append(compare(base.values(quantity), ours.values(quantity)).verdict)
+        verdicts.append(compare(*base.paired(ours, quantity)).verdict)
         numbers |= {f"{link} all ReLUs": base.mean(quantity), f"{link} autorep": ours.mean(quantity)}
     numbers["rounds"] = f"{base.mean('rounds'):.0f} and {ours.mean('rounds'):.0f}"
     return Finding(verdict=_worst(*verdicts), numbers=numbers)
@@ -113,8 +115,8 @@ def _common(outcomes: Outcomes, first: str, second: str) -> set[int]:
 
 
 def _accuracy(outcomes: Outcomes, first: str, second: str, budget: int, margin: float = 0.0) -> Finding:
-    a, b = (outcomes.where(variant, budget=budget).values("accuracy") for variant in (first, second))
-    finding = compare(a, b, margin)
+    a, b = (outcomes.where(variant, budget=budget) for variant in (first, second))
+    finding = compare(*a.paired(b, "accuracy"), margin)
     named = {"a": first, "b": second}
     numbers = {named.get(key, key): value for key, value in finding.numbers.items()}
     return Finding(verdict=finding.verdict, numbers={"budget": budget, **numbers})
