@@ -11,7 +11,7 @@ from torch import nn
 
 from tradeoff.cli import main
 from tradeoff.core import Outcome, Outcomes, Trial, Verdict, counted, measured
-from tradeoff.core.errors import RecipeError
+from tradeoff.core.errors import MissingOutcome, RecipeError
 from tradeoff.data.images import ImageData, load
 from tradeoff.engines import two_party
 from tradeoff.engines.two_party.comparison import Comparison
@@ -121,6 +121,24 @@ def test_recipes_list_the_cells_that_the_claims_need() -> None:
         method.load_recipe("default", ["penalti=3"])
     with pytest.raises(RecipeError, match="autorep"):
         method.load_recipe("default", ["variants={autorep: [many]}"])
+    for change, message in (
+        ("variants.autorep=[-1]", "greater than or equal to 0"),
+        ("variants.autorep=[true]", "valid integer"),
+        ("arch=resnet81", "'resnet81' is none of resnet18"),
+        ("finetuning={epochs: 3}", "both have steps, or both epochs"),
+    ):
+        with pytest.raises(RecipeError, match=message):
+            method.load_recipe("default", [change])
+
+
+def test_claims_without_their_outcomes_say_what_is_missing() -> None:
+    base = outcomes({("relu", None): [0.8, 0.8, 0.8], ("autorep", 0): [0.7, 0.7, 0.7]})
+    with pytest.raises(MissingOutcome, match="keeps ReLUs"):
+        claims.private_inference_is_faster(base)
+    made = outcomes({("autorep", 82): [0.8, 0.81, 0.82], ("snl", 82): [0.7, 0.71, 0.72]})
+    ours, snl = made.where("autorep"), made.where("snl")
+    with pytest.raises(MissingOutcome, match="seeds"):
+        claims.above_snl(Outcomes([*ours[:2], *snl[1:]]))
 
 
 @pytest.mark.parametrize("polynomial", ["dapa", "identity"])
@@ -148,6 +166,9 @@ def test_masks_of_another_architecture_are_refused(fresh: nn.Module, tmp_path: P
         ({"arch": "pair_cmm"}, "pair_cnn"),
         ({"format": "other"}, "does not describe"),
         ({"extra": 1}, "does not describe"),
+        ({"num_classes": 10**12}, "does not describe"),
+        ({"input_shape": [1, 10**6, 10**6]}, "does not describe"),
+        ({"extra": "x" * 9 * 2**20}, "larger than"),
     ):
         (tmp_path / "config.json").write_text(json.dumps(config | change))
         with pytest.raises(ArchMismatch, match=message):
@@ -155,6 +176,8 @@ def test_masks_of_another_architecture_are_refused(fresh: nn.Module, tmp_path: P
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ArchMismatch):
         load_compressed(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"config\.json"):
+        load_compressed(tmp_path / "absent")
 
 
 @pytest.mark.filterwarnings("ignore:the replacement phase")

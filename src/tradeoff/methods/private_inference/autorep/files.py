@@ -1,19 +1,21 @@
 """A compressed network as a folder: weights, what became of each activation, and the plan for engines."""
 
-import json
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import pydantic
 import torch
 from torch import nn
 
+from tradeoff.core.errors import StoreError
+from tradeoff.core.files import read_json
 from tradeoff.nn import plan
 from tradeoff.nn.models import ArchMismatch, build, load_weights, save_weights
 from tradeoff.nn.polynomial import MaskedReLU, Polynomial
 from tradeoff.nn.surgery import Site, activation_sites, replace_sites
 
 WEIGHTS, CONFIG, PLAN = "model.safetensors", "config.json", "plan.safetensors"
+Side = Annotated[int, pydantic.Field(ge=1, le=4096)]
 
 
 class Activation(pydantic.BaseModel):
@@ -54,8 +56,8 @@ class CompressedConfig(pydantic.BaseModel):
 
     format: Literal["tradeoff-autorep-1"] = "tradeoff-autorep-1"
     arch: str
-    num_classes: int
-    input_shape: tuple[int, int, int]
+    num_classes: int = pydantic.Field(ge=2, le=1_000_000)
+    input_shape: tuple[Side, Side, Side]
     activations: dict[str, Activation]
 
 
@@ -87,10 +89,12 @@ def load_compressed(folder: Path) -> nn.Module:
         FileNotFoundError: no such folder, or a file is missing.
         ArchMismatch: the files do not belong together, or are not of this format.
     """
+    if not (folder / CONFIG).is_file():
+        raise FileNotFoundError(f"no compressed network in {folder}: {CONFIG} is missing")
     try:
-        config = CompressedConfig.model_validate_json((folder / CONFIG).read_bytes())
+        config = CompressedConfig.model_validate(read_json(folder / CONFIG))
         network = build(config.arch, config.num_classes, config.input_shape)
-    except (pydantic.ValidationError, json.JSONDecodeError, ValueError) as error:
+    except (StoreError, ValueError) as error:
         raise ArchMismatch(f"{folder / CONFIG} does not describe a compressed network: {error}") from None
     sites = {site.name: site for site in activation_sites(network, config.input_shape)}
     if sites.keys() != config.activations.keys():

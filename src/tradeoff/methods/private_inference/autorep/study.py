@@ -6,7 +6,7 @@ import time
 import warnings
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import pydantic
 import torch
@@ -18,7 +18,7 @@ from tradeoff.core.context import Progress
 from tradeoff.data.images import ImageData, load
 from tradeoff.engines import two_party
 from tradeoff.nn.fit import Callback, FitConfig, FitState, evaluate, fit
-from tradeoff.nn.models import build, load_weights, save_weights
+from tradeoff.nn.models import ARCHITECTURES, build, load_weights, save_weights
 
 from .baselines import layerwise_positions, random_positions
 from .claims import CLAIMS
@@ -31,6 +31,7 @@ from .training import AutoReP
 Variant = Literal[
     "autorep", "no-hysteresis", "random", "identity", "identity-random", "square", "layers", "snl"
 ]
+Budget = Annotated[int, Field(ge=0, strict=True)]
 RELU = "relu"
 """The network that all others are made from."""
 
@@ -61,7 +62,7 @@ class AutoRepRecipe(Recipe):
 
     data: str = Field("digit-pairs", description="data set, or folder with one subfolder of images per class")
     arch: str = Field("pair_cnn", description="architecture of tradeoff.nn.models")
-    variants: dict[Variant, list[int]] = Field(description="ReLU budgets per image for each variant")
+    variants: dict[Variant, list[Budget]] = Field(description="ReLU budgets per image for each variant")
     base: FitConfig = Field(description="training of the network with all its ReLUs")
     replacement: FitConfig = Field(description="training while positions are chosen")
     finetuning: FitConfig = Field(description="training after that, positions fixed")
@@ -71,6 +72,15 @@ class AutoRepRecipe(Recipe):
     snl: SNLSettings = Field(SNLSettings(), description="what is tuned for SNL")
     threads: int | None = Field(None, ge=1, description="of training; the smallest networks need only one")
     two_party: TwoPartySettings = Field(TwoPartySettings(), description="the private inferences that are run")
+
+    @pydantic.model_validator(mode="after")
+    def _can_be_run(self) -> Self:
+        if self.arch not in ARCHITECTURES:
+            raise ValueError(f"arch {self.arch!r} is none of {', '.join(ARCHITECTURES)}")
+        if (self.replacement.steps is None) != (self.finetuning.steps is None):
+            # Baselines without a replacement phase get its length as finetuning.
+            raise ValueError("replacement and finetuning must both have steps, or both epochs")
+        return self
 
 
 class AutoRep(Method[AutoRepRecipe]):
@@ -213,7 +223,7 @@ def _method(
 def _lengthened(config: FitConfig, other: FitConfig) -> FitConfig:
     """The same training for the steps (or epochs) of both."""
     unit = "steps" if config.steps is not None else "epochs"
-    return config.model_copy(update={unit: getattr(config, unit) + (getattr(other, unit) or 0)})
+    return config.model_copy(update={unit: getattr(config, unit) + getattr(other, unit)})
 
 
 def _private_inference(
