@@ -6,6 +6,7 @@ For parties on hosts of their own see :mod:`tradeoff.engines.two_party.commands`
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 import tempfile
 import threading
@@ -14,6 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -23,6 +25,7 @@ from typing import Any, Literal, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from tradeoff.core import native
 from tradeoff.core.errors import EngineError
 from tradeoff.engines.transport import Endpoint, LinkShaper, LocalCluster, PeerTimeout, SimNet, profile
 from tradeoff.engines.two_party.meter import Report, Row, measured_row
@@ -157,7 +160,7 @@ class Session:
         ) -> _Parties:
             cluster = LocalCluster(
                 n,
-                target,
+                partial(_beside_the_peer, target),
                 per_party=per_party,
                 tls=tls,
                 link=link,
@@ -474,6 +477,12 @@ def serve_commands(
                 evaluator.fetch()
                 pipe.send(None)
         evaluator.finish()
+
+
+def _beside_the_peer(target: Callable[..., Any], *arguments: Any) -> None:
+    """Be one of two parties that compute at the same time on this host: take half of its cores."""
+    os.environ["OMP_NUM_THREADS"] = str(max(1, native.threads() // 2))
+    target(*arguments)
 
 
 def keep_freed_memory() -> None:
