@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tradeoff.core.errors import DataError
-from tradeoff.data.graphs import debian
+from tradeoff.data.graphs import debian, planetoid
 from tradeoff.data.graphs.node_data import NodeData
 from tradeoff.nn.graphs import Adjacency, generate
 
@@ -15,6 +15,7 @@ __all__ = ["LOADERS", "NodeData", "load", "load_structure"]
 LOADERS: dict[str, Callable[[Path | None], NodeData]] = {
     "debian-small": debian.load_small,
     "debian": debian.load,
+    **{name: planetoid.loader(name) for name in planetoid.FOLDERS},
 }
 """Name -> loader, which is given the local root where there is one."""
 
