@@ -97,7 +97,7 @@ def _log_normal_degrees(graph: PublishedGraph) -> np.ndarray:
 
     normal = ndtri((np.arange(graph.nodes) + 0.5) / graph.nodes)
     low, high = 0.0, 5.0
-    for _ in range(60):
+    for _ in range(40):
         deviation = (low + high) / 2
         degrees = np.exp(deviation * (normal - normal[-1])) * graph.max_degree
         low, high = (deviation, high) if degrees.sum() > graph.edges else (low, deviation)
@@ -105,4 +105,4 @@ def _log_normal_degrees(graph: PublishedGraph) -> np.ndarray:
     # Rounding down lost less than one entry a row; the smallest rows but the hub take them up again.
     lost = graph.edges - int(whole.sum())
     whole[:lost] += 1
-    return whole
+    return np.asarray(whole)
