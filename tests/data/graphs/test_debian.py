@@ -1,4 +1,4 @@
-"""The package graph: the embedded part, control files written here, hostile ones, and this machine's own lists."""
+"""The package graph: its embedded part, control files written here, hostile ones, and this machine's lists."""
 
 import shutil
 import subprocess
@@ -110,7 +110,7 @@ def test_the_embedded_part():
 
 
 def test_neighbors_tell_the_section_that_words_do_not():
-    """Least squares on words, and on words with their neighbors' mean: the effect that graph learning stands on."""
+    """Least squares on words, and on words with their neighbors' mean: what graph learning stands on."""
     data = graphs.load("debian-small")
     graph = data.graph
     weights = torch.from_numpy(1 / np.maximum(graph.degrees, 1)).float()
@@ -206,7 +206,7 @@ def test_malformed_files(tmp_path, changes):
 def test_without_apt(monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(
-        DataError, match="run this on Debian or Ubuntu, set TRADEOFF_DATA .* or load 'debian-small'"
+        DataError, match=r"run this on Debian or Ubuntu, set TRADEOFF_DATA .* or load 'debian-small'"
     ):
         graphs.load("debian")
 

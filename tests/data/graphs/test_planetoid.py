@@ -1,5 +1,6 @@
 """Planetoid's layout, written here; pickles that would do something; and the real Cora where it is."""
 
+import contextlib
 import os
 import pickle
 import pickletools
@@ -139,10 +140,8 @@ def test_a_changed_byte_is_read_or_refused(tmp_path, position, byte, which):
     content[position % len(content)] = byte
     path = tmp_path / "changed"
     path.write_bytes(content)
-    try:
+    with contextlib.suppress(DataError):
         read(path)
-    except DataError:
-        pass
 
 
 def test_arrays_come_out_as_they_went_in(tmp_path):
