@@ -1,4 +1,4 @@
-"""The package graph: its embedded part, control files written here, hostile ones, and this machine's lists."""
+"""The package graph: its embedded part, control files made here, hostile ones, and this machine's lists."""
 
 import shutil
 import subprocess

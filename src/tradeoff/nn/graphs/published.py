@@ -1,9 +1,9 @@
 """Stand-ins for the 18 graphs that Accel-GCN was measured on (Xie et al., ICCAD 2023): same size and degrees.
 
 What a kernel's balance depends on is the degree sequence. Of 16 graphs it is known exactly, from the
-partitions that the paper's authors published; of the other two (products, reddit) the largest degree is, and
-the rest is log-normal. Which node is joined to which is random: locality and accuracy cannot be learned from
-these.
+partitions that the paper's authors published. Of the other two (products, reddit) nodes and edges are; their
+largest degree is an assumption, and the rest is log-normal. Which node is joined to which is random: locality
+and accuracy cannot be learned from these.
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class PublishedGraph:
     Attributes:
         nodes: rows of its matrix.
         edges: stored entries of it.
-        max_degree: of a row.
+        max_degree: of a row; assumed where not ``exact``.
         exact: whether its whole degree sequence is known.
     """
 
