@@ -1,9 +1,9 @@
 """Fuzzer of the store's JSON: ``python tests/core/fuzz_store.py -max_total_time=600``.
 
 Every input must be an outcome or a :class:`StoreError`, and an outcome must survive being written and read
-again. Some inputs are raw bytes, some are the text of a valid outcome with bytes replaced, and most are a valid
-outcome with a part of it replaced. What makes these is instrumented, too, else the fuzzer would not see that
-a longer input builds another document, and would stay with the shortest ones.
+again. Some inputs are raw bytes, some are the text of a valid outcome with bytes replaced, and most are a
+valid outcome with a part of it replaced. What makes these is instrumented, too, else the fuzzer would not see
+that a longer input builds another document, and would stay with the shortest ones.
 """
 
 import json

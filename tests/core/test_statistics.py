@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from tradeoff.core import Claim, Finding, Outcome, Outcomes, Trial, Verdict, counted, measured
+from tradeoff.core.claims import all_hold, worst
+from tradeoff.core.errors import MissingOutcome
 from tradeoff.core.frontier import frontier
-from tradeoff.core.statistics import compare, mean_interval, median_interval
+from tradeoff.core.statistics import better, compare, mean_interval, median_interval
 
 VALUES = st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=12)
 
@@ -53,6 +55,54 @@ def test_compare(a: list[float], b: list[float], margin: float, verdict: Verdict
 def test_compare_refuses_what_it_cannot_pair() -> None:
     with pytest.raises(ValueError, match="cannot pair"):
         compare([1, 2], [1])
+
+
+def test_better_knows_the_direction_of_the_quantity_and_names_the_cells() -> None:
+    ours, theirs = (
+        Outcomes(cell(name, points))
+        for name, points in (
+            ("ours", [(10, 0.90), (11, 0.91), (12, 0.92)]),
+            ("theirs", [(20, 0.80), (21, 0.81), (22, 0.82)]),
+        )
+    )
+    accuracy, sent = better(ours, theirs, "accuracy"), better(ours, theirs, "online_bytes")
+    assert accuracy.verdict is sent.verdict is Verdict.HOLDS
+    assert accuracy.numbers["ours"] == pytest.approx(0.91)
+    assert sent.numbers["theirs"] == 21
+    assert sent.numbers["difference"] == 10
+    assert better(theirs, ours, "online_bytes").verdict is Verdict.FAILS
+    assert better(ours, theirs, "accuracy", margin=0.2).numbers["margin"] == 0.2
+    assert better(theirs, ours, "accuracy", margin=-0.2).verdict is Verdict.HOLDS
+    with pytest.raises(MissingOutcome, match="seeds"):
+        better(Outcomes(ours[1:]), theirs, "accuracy")
+
+
+def test_better_tells_settings_of_one_variant_apart() -> None:
+    small, large = (
+        Outcomes(
+            Outcome(
+                trial=Trial(variant="a", setting={"b": b}, seed=s), metrics={"accuracy": measured(b / 10 + s)}
+            )
+            for s in range(2)
+        )
+        for b in (1, 2)
+    )
+    finding = better(large, small, "accuracy")
+    assert finding.numbers["a b=2"] == pytest.approx(0.7)
+    assert finding.numbers["a b=1"] == pytest.approx(0.6)
+    assert Outcomes([*small, *large]).settings("b") == [1, 2]
+
+
+def test_several_findings_hold_together_only_if_all_do() -> None:
+    holds, fails, undecided = (
+        Finding(verdict=verdict, numbers={"difference": index}) for index, verdict in enumerate(Verdict)
+    )
+    assert all_hold({"at 1": holds}).verdict is Verdict.HOLDS
+    assert all_hold({"at 1": holds, "at 2": undecided}).verdict is Verdict.UNDECIDED
+    both = all_hold({"at 1": undecided, "at 2": fails})
+    assert both.verdict is Verdict.FAILS
+    assert both.numbers == {"difference at 1": 2, "difference at 2": 1}
+    assert worst([]) is Verdict.HOLDS
 
 
 def test_median_interval_covers() -> None:

@@ -108,6 +108,22 @@ def test_largest_reduction_is_the_tightest_budget_that_keeps_the_accuracy() -> N
     made = outcomes({("relu", None): base, ("autorep", 16): worse, ("autorep", 410): base})
     assert claims.largest_reduction(made).numbers["factor"] == pytest.approx(TOTAL / 410)
     assert claims.largest_reduction(made).verdict is Verdict.FAILS
+    assert (
+        claims.largest_reduction(outcomes({("relu", None): base, ("autorep", 0): base})).numbers["factor"]
+        == "all"
+    )
+
+
+def test_largest_reduction_is_undecided_where_no_budget_is_as_tight_as_the_papers_or_none_is_sure() -> None:
+    base, unsure = [0.80, 0.81, 0.82], [0.80, 0.70, 0.90]
+    loose = claims.largest_reduction(outcomes({("relu", None): base, ("autorep", 410): base}))
+    assert loose.verdict is Verdict.UNDECIDED
+    assert loose.numbers["reason"] == "no budget is that tight"
+    assert loose.numbers["factor"] == pytest.approx(TOTAL / 410)
+    tight = {("relu", None): base, ("autorep", 0): unsure, ("autorep", 16): [0.7, 0.71, 0.72]}
+    finding = claims.largest_reduction(outcomes(tight | {("autorep", 410): base}))
+    assert finding.verdict is Verdict.UNDECIDED, "a looser budget that holds does not decide a tighter one"
+    assert finding.numbers["budget"] == 410
 
 
 def test_recipes_list_the_cells_that_the_claims_need() -> None:

@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 
 from .claims import Finding, Verdict
+from .outcome import Outcomes
+from .quantities import Direction, quantity
 
 CONFIDENCE = 0.95
 
@@ -78,6 +80,38 @@ def compare(a: Sequence[float], b: Sequence[float], margin: float = 0.0) -> Find
     if high < margin or low == high == margin:
         return Finding(verdict=Verdict.FAILS, numbers=numbers)
     return Finding(verdict=Verdict.UNDECIDED, numbers=numbers)
+
+
+def better(ours: Outcomes, theirs: Outcomes, name: str, margin: float = 0.0) -> Finding:
+    """Check that one cell is better than another in a quantity, by more than a margin.
+
+    Which way is better says the quantity: a claim about seconds needs no change of sign.
+
+    Args:
+        ours: the outcomes of one cell, such as ``outcomes.where("autorep", budget=82)``.
+        theirs: those of the other at the same seeds.
+        name: of the quantity.
+        margin: what ours must be better by, in the unit of the values; below zero it may be that much worse.
+
+    Returns:
+        As :func:`compare` does. The two means have the names of the cells, and ``difference`` with its
+        interval, ``low`` to ``high``, tells how much better ours is.
+
+    Raises:
+        MissingOutcome: a cell is empty, lacks the quantity or a seed of the other.
+    """
+    mine, other = ours.paired(theirs, name)
+    higher = quantity(name).direction is Direction.HIGHER
+    finding = compare(mine, other, margin) if higher else compare(other, mine, margin)
+    numbers = dict(finding.numbers)
+    means = [numbers.pop("a"), numbers.pop("b")]
+    cells = [cell[0].trial for cell in (ours, theirs)]
+    same = cells[0].variant == cells[1].variant
+    labels = [cell.cell if same else cell.variant for cell in cells]
+    named = dict(zip(labels, means if higher else reversed(means), strict=True))
+    if not margin:
+        del numbers["margin"]
+    return Finding(verdict=finding.verdict, numbers={**named, **numbers})
 
 
 def _student_quantile(degrees: int) -> float:

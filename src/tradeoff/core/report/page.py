@@ -63,7 +63,7 @@ def _chart(rows: Sequence[Row], quantities: Sequence[str]) -> dict[str, Any]:
         "cells": [
             {
                 "variant": row.variant,
-                "label": _label(row.variant, row.setting),
+                "label": row.outcomes[0].trial.cell,
                 "frontier": row.on_frontier,
                 "estimates": {
                     name: {"mean": e.mean, "half": e.half_width or 0, "text": f"{e} ({', '.join(e.kinds)})"}
@@ -84,7 +84,3 @@ def _chart(rows: Sequence[Row], quantities: Sequence[str]) -> dict[str, Any]:
             for row in rows
         ],
     }
-
-
-def _label(variant: str, setting: dict[str, Any]) -> str:
-    return " ".join([variant, *(f"{key}={value}" for key, value in setting.items())])

@@ -47,6 +47,13 @@ class Row:
     estimates: dict[str, Estimate]
     on_frontier: bool
 
+    def shown(self, name: str, with_kind: bool) -> str:
+        """A quantity for people, on request with its kind; empty where the cell has none."""
+        estimate = self.estimates.get(name)
+        if estimate is None:
+            return ""
+        return f"{estimate} ({', '.join(estimate.kinds)})" if with_kind else str(estimate)
+
 
 def summarize(method: str, outcomes: Outcomes, frontier: Collection[int] = ()) -> list[Row]:
     """One row for each cell, in the order of the trials."""

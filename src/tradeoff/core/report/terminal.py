@@ -75,17 +75,9 @@ def _table(rows: Sequence[Row], quantities: Sequence[str]) -> Table:
         cells = [row.method] if several_methods else []
         cells += [row.variant + mark, *(_shown(row.setting.get(key, "")) for key in keys)]
         cells += [str(len(row.outcomes))]
-        cells += [_cell(row, name, mixed[name]) for name in quantities]
+        cells += [row.shown(name, mixed[name]) for name in quantities]
         table.add_row(*map(Text, cells), style="bold" if row.on_frontier else "")
     return table
-
-
-def _cell(row: Row, name: str, mixed: bool) -> str:
-    """A value, with its kind where the column has several."""
-    estimate = row.estimates.get(name)
-    if estimate is None:
-        return ""
-    return f"{estimate} ({', '.join(estimate.kinds)})" if mixed else str(estimate)
 
 
 def claims_table(study: "Study") -> Table:
