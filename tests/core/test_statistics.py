@@ -32,6 +32,11 @@ def test_interval_of_one_value_and_of_none() -> None:
         mean_interval([])
 
 
+def test_equal_values_have_an_interval_without_width() -> None:
+    assert sum([0.2] * 3) / 3 != 0.2
+    assert mean_interval([0.2] * 3) == (0.2, 0.2, 0.2)
+
+
 @pytest.mark.parametrize(
     ("a", "b", "margin", "verdict"),
     [

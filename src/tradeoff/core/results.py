@@ -96,7 +96,7 @@ def markdown(study: Study, document: dict[str, Any]) -> str:
 
 def _outcome_lines(rows: Sequence[Row], quantities: Sequence[str]) -> list[str]:
     settings = list(dict.fromkeys(key for row in rows for key in row.setting))
-    heading = ["variant", *settings, *(f"`{name}`, {kinds(rows, name)}" for name in quantities)]
+    heading = ["variant", *settings, *(f"`{name}` ({kinds(rows, name)})" for name in quantities)]
     lines = [_line(heading), _line(["---"] * len(heading))]
     for row in rows:
         cells = [row.variant + (" *" if row.on_frontier else "")]

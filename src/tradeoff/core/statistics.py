@@ -21,9 +21,11 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
     count = len(values)
     if count == 0:
         raise ValueError("an interval needs at least one value")
-    mean = math.fsum(values) / count
     if count == 1:
-        return mean, -math.inf, math.inf
+        return values[0], -math.inf, math.inf
+    if min(values) == max(values):  # their rounded mean may differ from each of them
+        return values[0], values[0], values[0]
+    mean = math.fsum(values) / count
     variance = math.fsum((value - mean) ** 2 for value in values) / (count - 1)
     half = _student_quantile(count - 1) * math.sqrt(variance / count)
     return mean, mean - half, mean + half

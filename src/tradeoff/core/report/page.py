@@ -1,10 +1,11 @@
 """The report as one HTML file that needs nothing else: no server, no network."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from ..quantities import QUANTITIES
-from .figure import PALETTE, axis_label, logarithmic
+from .figure import axis_label, logarithmic, looks
 from .summary import Row, kinds, origin, readable, summarize
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def page_html(study: "Study") -> str:
         quantities=[QUANTITIES[name] for name in study.quantities],
         kinds={name: kinds(rows, name) for name in study.quantities},
         variants=variants,
-        colors={variant: PALETTE[index % len(PALETTE)] for index, variant in enumerate(variants)},
+        looks={variant: asdict(look) for variant, look in looks(variants).items()},
         provenance=origin(study.outcomes),
         chart=_chart(rows, study.quantities),
         plotly=Markup(get_plotlyjs()),
