@@ -120,6 +120,7 @@ def run(
 
     Exits with 0 after all trials ran, 1 if one failed, 2 for bad input.
     """
+    from tradeoff.core.context import usable_device
     from tradeoff.core.progress import ConsoleMonitor
     from tradeoff.core.registry import load_method
     from tradeoff.core.report import write_report
@@ -131,6 +132,10 @@ def run(
         chosen = method.load_recipe(recipe, [*(changes or []), *repeats])
         pending, total = pending_trials(method, chosen, runs)
         console = _console(stderr=True)
+        if device != "auto":
+            usable_device(device)
+        if method.timed and pending > 1 and (executor is ExecutorName.RAY or (workers or 1) > 1):
+            console.print(f"warning: {name} times its trials; at once they slow each other", style="yellow")
         minutes = chosen.minutes * pending / max(total, 1)
         if minutes > _LONG_RUN_MINUTES:
             console.print(f"{pending} of {total} trials to run, about {minutes:.0f} minutes on 2 cores")

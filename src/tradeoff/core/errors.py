@@ -31,6 +31,10 @@ class MissingTool(TradeoffError, FileNotFoundError):
     """An external program is absent; the message names the package that brings it."""
 
 
+class DeviceError(TradeoffError, ValueError):
+    """No device has this name, or this machine has none of it."""
+
+
 class DataError(TradeoffError, ValueError):
     """A data set is absent, incomplete or malformed."""
 

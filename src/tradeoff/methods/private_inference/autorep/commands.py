@@ -34,22 +34,24 @@ def compress(
     degree: Annotated[int, typer.Option(min=1, max=4, help="Of the polynomials.")] = 2,
     augment: Annotated[bool, typer.Option("--augment", help="Random crops and mirror images.")] = False,
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    device: Annotated[str, typer.Option(help="A torch device.")] = "cpu",
+    device: Annotated[str, typer.Option(help="A torch device; auto takes an accelerator if any.")] = "cpu",
 ) -> None:
     """Compress a trained network; the same command goes on where it was interrupted.
 
     The folder gets the network (model.safetensors, config.json), its plan (plan.safetensors) and a program
     for `tradeoff two-party serve` (program; its subfolder public is for the data owner and the dealer).
     """
+    from tradeoff.core.context import usable_device
     from tradeoff.data.images import load
     from tradeoff.methods.private_inference.autorep import AutoReP, ReplacementConfig
     from tradeoff.nn.fit import FitConfig, evaluate
     from tradeoff.nn.models import build, load_weights
 
+    place = usable_device(device)
     images = load(data)
     network = build(arch, images.num_classes, images.input_shape)
     load_weights(network, model)
-    network.to(device).eval()
+    network.to(place).eval()
     first = FitConfig(
         epochs=epochs,
         batch_size=batch_size,
