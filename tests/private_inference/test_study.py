@@ -224,6 +224,12 @@ def test_compress_writes_what_the_two_party_engine_serves(
         (("--data", "didgits"), "did you mean 'digits'"),
         (("--model", "absent.safetensors"), "absent.safetensors"),
         (("--arch", "pair_cnn"), "ArchMismatch"),
+        (("--arch", "pair_cmm"), "InvalidArch: unknown architecture 'pair_cmm'; did you mean 'pair_cnn'?"),
+        (("--device", "quantum"), "DeviceError: device 'quantum' cannot be used here"),
+        (("--penalty", "inf"), "--penalty"),
+        (("--learning-rate", "nan"), "--learning-rate"),
+        (("--seed", "99999999999999999999"), "--seed"),
+        (("--degree", "5"), "--degree"),
     ],
 )
 def test_compress_names_what_is_wrong(
@@ -237,6 +243,20 @@ def test_compress_names_what_is_wrong(
         main(["autorep", "compress", *(word for pair in options.items() for word in pair)])
     assert ended.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_compress_warns_in_one_line_where_the_budget_exceeds_the_network(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_weights(build("small_cnn", 10, (1, 8, 8)), tmp_path / "m.safetensors")
+    words = ["autorep", "compress", "--model", str(tmp_path / "m.safetensors"), "--arch", "small_cnn"]
+    run(*words, "--data", "digits", "--budget", "9999", "--out", str(tmp_path / "out"))
+    printed = capsys.readouterr()
+    warned = (
+        "warning: the budget of 9999 ReLUs exceeds the 1536 that the network has: nothing will be replaced"
+    )
+    assert printed.err.splitlines() == [warned]
+    assert "1,536 of 1,536 ReLUs kept" in printed.out
 
 
 def run(*words: str) -> None:

@@ -29,11 +29,15 @@ def compress(
     epochs: Annotated[int, typer.Option(min=1, help="Epochs in which positions are chosen.")] = 20,
     finetuning: Annotated[int, typer.Option(min=1, help="Epochs after that.")] = 5,
     batch_size: Annotated[int, typer.Option(min=1, help="Images a step.")] = 128,
-    learning_rate: Annotated[float, typer.Option(min=1e-9, help="Of Adam, falling by cosine.")] = 0.001,
-    penalty: Annotated[float, typer.Option(min=0, help="Weight of the budget; larger is faster.")] = 40.0,
+    learning_rate: Annotated[
+        float, typer.Option(min=1e-9, max=100, help="Of Adam, falling by cosine.")
+    ] = 0.001,
+    penalty: Annotated[
+        float, typer.Option(min=0, max=1e9, help="Weight of the budget; larger is faster.")
+    ] = 40.0,
     degree: Annotated[int, typer.Option(min=1, max=4, help="Of the polynomials.")] = 2,
     augment: Annotated[bool, typer.Option("--augment", help="Random crops and mirror images.")] = False,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of everything random.")] = 0,
     device: Annotated[str, typer.Option(help="A torch device; auto takes an accelerator if any.")] = "cpu",
 ) -> None:
     """Compress a trained network; the same command goes on where it was interrupted.
