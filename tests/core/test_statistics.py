@@ -12,7 +12,7 @@ from tradeoff.core import Claim, Finding, Outcome, Outcomes, Trial, Verdict, cou
 from tradeoff.core.claims import all_hold, worst
 from tradeoff.core.errors import MissingOutcome
 from tradeoff.core.frontier import frontier
-from tradeoff.core.statistics import better, compare, mean_interval, median_interval
+from tradeoff.core.statistics import better, compare, mean_interval, median_interval, times_better
 
 VALUES = st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=12)
 
@@ -96,6 +96,39 @@ def test_better_tells_settings_of_one_variant_apart() -> None:
     assert finding.numbers["a b=2"] == pytest.approx(0.7)
     assert finding.numbers["a b=1"] == pytest.approx(0.6)
     assert Outcomes([*small, *large]).settings("b") == [1, 2]
+
+
+def test_factors_are_ratios_paired_by_seed() -> None:
+    ours, theirs = (
+        Outcomes(cell(name, [(x, 0.9) for x in bytes_]))
+        for name, bytes_ in (("ours", [10, 100, 1000]), ("theirs", [21, 205, 2300]))
+    )
+    finding = times_better(ours, theirs, "online_bytes", 1.5)
+    assert finding.verdict is Verdict.HOLDS
+    assert finding.numbers["ratio"] == pytest.approx((2.1 * 2.05 * 2.3) ** (1 / 3))
+    assert finding.numbers["low"] < finding.numbers["ratio"] < finding.numbers["high"]
+    assert finding.numbers["ours"] == 370
+    assert times_better(ours, theirs, "online_bytes", 3).verdict is Verdict.FAILS
+    assert times_better(theirs, ours, "online_bytes").verdict is Verdict.FAILS
+    with pytest.raises(ValueError, match="no ratio"):
+        times_better(Outcomes(cell("a", [(0, 1)])), Outcomes(cell("b", [(1, 1)])), "online_bytes")
+
+
+def test_cells_of_different_data_are_not_compared() -> None:
+    outcomes = Outcomes(
+        Outcome(
+            trial=Trial(variant=variant, setting={"data": data}),
+            metrics={"online_bytes": counted(x), "accuracy": measured(y)},
+        )
+        for variant, data, x, y in (
+            ("a", "easy", 1, 0.9),
+            ("b", "easy", 2, 0.8),
+            ("a", "hard", 9, 0.5),
+            ("b", "hard", 8, 0.4),
+        )
+    )
+    assert frontier(outcomes, "online_bytes", "accuracy") == [0]
+    assert frontier(outcomes, "online_bytes", "accuracy", within=["data"]) == [0, 2, 3]
 
 
 def test_several_findings_hold_together_only_if_all_do() -> None:

@@ -116,6 +116,37 @@ def better(ours: Outcomes, theirs: Outcomes, name: str, margin: float = 0.0) -> 
     return Finding(verdict=finding.verdict, numbers={**named, **numbers})
 
 
+def times_better(ours: Outcomes, theirs: Outcomes, name: str, factor: float = 1.0) -> Finding:
+    """Check that one cell is better than another by more than a factor: for times, bytes and counts.
+
+    Args:
+        ours: as for :func:`better`.
+        theirs: likewise.
+        name: of a quantity with positive values.
+        factor: what the ratio must exceed; 2 where ours must take less than half of theirs.
+
+    Returns:
+        As :func:`better` does, with ``ratio``, the geometric mean over the seeds, and its interval.
+
+    Raises:
+        MissingOutcome: a cell is empty, lacks the quantity or a seed of the other.
+        ValueError: a value is not positive, so that there is no ratio.
+    """
+    mine, other = ours.paired(theirs, name)
+    if min(*mine, *other) <= 0:
+        raise ValueError(f"{name} is not positive everywhere: there is no ratio")
+    finding = better(ours, theirs, name)
+    a, b = ([math.log(value) for value in values] for values in (mine, other))
+    higher = quantity(name).direction is Direction.HIGHER
+    ratio = compare(a, b, math.log(factor)) if higher else compare(b, a, math.log(factor))
+    numbers = {
+        key: value for key, value in finding.numbers.items() if key not in ("difference", "low", "high")
+    }
+    found = {"difference": "ratio", "low": "low", "high": "high"}
+    exact = {new: math.exp(float(ratio.numbers[old])) for old, new in found.items() if old in ratio.numbers}
+    return Finding(verdict=ratio.verdict, numbers={**numbers, **exact, "factor": factor})
+
+
 def _student_quantile(degrees: int) -> float:
     """The two-sided 95 % quantile of Student's distribution."""
     from scipy.special import stdtrit  # costs half a second to import

@@ -54,7 +54,7 @@ class Study:
     def frontier(self) -> list[int]:
         """Indices of the outcomes on the frontier of the card's two quantities."""
         axes = self.method.card.frontier
-        return frontier(self.outcomes, axes.x, axes.y)
+        return frontier(self.outcomes, axes.x, axes.y, axes.within)
 
     @property
     def quantities(self) -> list[str]:

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..card import Frontier
+from ..frontier import group_of
 from ..quantities import Direction
 from .summary import Row, kinds, summarize
 
@@ -61,21 +63,30 @@ def figure_png(study: "Study") -> bytes:
     figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    _draw(axes, rows, looks(study.outcomes.variants), card.frontier.x, card.frontier.y)
+    _draw(axes, rows, looks(study.outcomes.variants), card.frontier)
     axes.set_title(card.title, loc="left", fontsize=11, fontweight="bold", wrap=True)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
 
 
-def _draw(axes: Any, rows: Sequence[Row], look: dict[str, Look], x: str, y: str) -> None:
+def _draw(axes: Any, rows: Sequence[Row], look: dict[str, Look], traded: Frontier) -> None:
     from matplotlib.ticker import EngFormatter
 
     if not rows:
         axes.text(0.5, 0.5, "no outcomes yet", ha="center", va="center", transform=axes.transAxes)
         return
-    winners = sorted((row.estimates[x].mean, row.estimates[y].mean) for row in rows if row.on_frontier)
-    axes.plot(*zip(*winners, strict=True), color="#999999", linewidth=1.2, linestyle="--", label="frontier")
+    x, y = traded.x, traded.y
+    frontiers: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        if row.on_frontier:
+            group = group_of(row.outcomes[0].trial, traded.within)
+            frontiers.setdefault(group, []).append((row.estimates[x].mean, row.estimates[y].mean))
+    for index, winners in enumerate(frontiers.values()):
+        line = zip(*sorted(winners), strict=True)
+        axes.plot(
+            *line, color="#999999", linewidth=1.2, linestyle="--", label="" if index else "frontier"
+        )  # an empty label stays out of the legend
     for variant in dict.fromkeys(row.variant for row in rows):
         mine = [row for row in rows if row.variant == variant]
         axes.errorbar(

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from ..frontier import group_of
 from ..quantities import QUANTITIES
 from .figure import axis_label, logarithmic, looks
 from .summary import Row, kinds, origin, readable, summarize
@@ -39,7 +40,7 @@ def page_html(study: "Study") -> str:
         variants=variants,
         looks={variant: asdict(look) for variant, look in looks(variants).items()},
         provenance=origin(study.outcomes),
-        chart=_chart(rows, study.quantities),
+        chart=_chart(rows, study.quantities, card.frontier.within),
         plotly=Markup(get_plotlyjs()),
         readable=readable,
     )
@@ -51,7 +52,7 @@ def _number(value: object) -> str:
     return str(value)
 
 
-def _chart(rows: Sequence[Row], quantities: Sequence[str]) -> dict[str, Any]:
+def _chart(rows: Sequence[Row], quantities: Sequence[str], within: Sequence[str]) -> dict[str, Any]:
     """What the page's script draws: axes, one point per cell and one per trial."""
     return {
         "axes": {
@@ -66,6 +67,7 @@ def _chart(rows: Sequence[Row], quantities: Sequence[str]) -> dict[str, Any]:
                 "variant": row.variant,
                 "label": row.outcomes[0].trial.cell,
                 "frontier": row.on_frontier,
+                "group": group_of(row.outcomes[0].trial, within),
                 "estimates": {
                     name: {"mean": e.mean, "half": e.half_width or 0, "text": f"{e} ({', '.join(e.kinds)})"}
                     for name, e in row.estimates.items()

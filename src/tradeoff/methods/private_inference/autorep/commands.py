@@ -75,15 +75,19 @@ def compress(
         calib_iters=min(500, max(1, steps // 3)),
     )
     method = AutoReP(network, budget, images.input_shape, config, penalty=penalty, seed=seed)
-    method.fit(
-        images.train,
-        images.validation,
-        first,
-        first.model_copy(update={"epochs": finetuning, "learning_rate": learning_rate / 2}),
-        score_learning_rate=score_learning_rate,
-        checkpoint=out / "checkpoint",
-        callbacks=[_progress()],
-    )
+    try:
+        method.fit(
+            images.train,
+            images.validation,
+            first,
+            first.model_copy(update={"epochs": finetuning, "learning_rate": learning_rate / 2}),
+            score_learning_rate=score_learning_rate,
+            checkpoint=out / "checkpoint",
+            callbacks=[_progress()],
+        )
+    except KeyboardInterrupt:
+        typer.echo(f"stopped; the same command goes on from {out / 'checkpoint'}", err=True)
+        raise typer.Exit(130) from None
     compressed = method.finalize()
     before, after = evaluate(network, images.test), evaluate(compressed, images.test)
     _write(out, compressed, arch, images)
