@@ -205,8 +205,11 @@ def test_compress_writes_what_the_two_party_engine_serves(
     words = ["autorep", "compress", "--model", str(tmp_path / "m.safetensors"), "--arch", "small_cnn"]
     words += ["--data", "digits", "--epochs", "2", "--finetuning", "1", "--budget", "100"]
     run(*words, "--out", str(tmp_path / "out"))
-    printed = capsys.readouterr().out
+    captured = capsys.readouterr()
+    printed = captured.out
     assert "of 1,536 ReLUs kept" in printed
+    kept = int(printed.split(" of 1,536 ReLUs kept")[0].split()[-1])
+    assert ("ReLUs of the budget are not used" in captured.err) == (100 - kept > 10)
     network = load_compressed(tmp_path / "out")
     assert relu_count(network, (1, 8, 8)) <= 100
     owner = two_party.Program.load(tmp_path / "out" / "program")
