@@ -99,7 +99,7 @@ def compress(
     unused = min(budget, method.total) - method.relu_count()
     if unused > budget // 10:
         typer.echo(
-            f"{unused:,} ReLUs of the budget are not used: scores moved past it; more --epochs move them slower",
+            f"{unused:,} ReLUs of the budget are not used: scores moved past it; more --epochs slow them",
             err=True,
         )
     typer.echo(f"written to {out}")
