@@ -96,12 +96,6 @@ def compress(
     typer.echo(
         f"{method.relu_count():,} of {method.total:,} ReLUs kept; test accuracy {before:.4f} -> {after:.4f}"
     )
-    unused = min(budget, method.total) - method.relu_count()
-    if unused > budget // 10:
-        typer.echo(
-            f"{unused:,} ReLUs of the budget are not used: scores moved past it; more --epochs slow them",
-            err=True,
-        )
     typer.echo(f"written to {out}")
 
 

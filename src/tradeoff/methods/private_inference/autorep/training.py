@@ -26,6 +26,7 @@ from .replacement import (
     relu_count,
     relu_table,
     replace_relus,
+    restore,
     set_positions,
     sites,
     total_count,
@@ -40,8 +41,8 @@ class AutoReP:
 
         cross-entropy + distillation + penalty * max(0, kept / total - budget / total),
 
-    then what is still above the budget is dropped (smallest scores first), and *finetuning* goes on with the
-    positions fixed.
+    then what is still above the budget is dropped (smallest scores first), or what it leaves unused comes back
+    (largest scores first), and *finetuning* goes on with the positions fixed.
 
     Args:
         model: trained, with ReLUs; it is left as it is.
@@ -116,8 +117,8 @@ class AutoReP:
             train: training split.
             validation: chooses among the ends of epochs that meet the budget; None keeps the last.
             replacement: of the first phase (paper: Adam, 0.001 to 1e-5 by cosine, 200 epochs of batch 128).
-            finetuning: of the second; by default one epoch at a tenth of the learning rate if ReLUs had to be
-                dropped after the first, else none.
+            finetuning: of the second; by default one epoch at a tenth of the learning rate if ReLUs were
+                dropped or came back after the first, else none.
             score_learning_rate: constant rate of the scores; by default that of ``replacement``. Runs of few
                 steps need 5 to 20 times more, since a score has to fall from 0.5 on average.
             checkpoint: folder to resume from and to write to.
@@ -146,8 +147,8 @@ class AutoReP:
                 checkpoint and checkpoint / "replacement.safetensors",
                 score_learning_rate,
             )
-            dropped = self.project()
-            if finetuning is None and dropped:
+            changed = self.project() or restore(self.network, self.budget)
+            if finetuning is None and changed:
                 finetuning = _one_epoch_more(replacement)
         elif finetuning is None:
             finetuning = replacement
