@@ -29,7 +29,7 @@ def relu_plan(count: int) -> op.Plan:
     ids=["shape", "dtype"],
 )
 def test_wrong_message_names_the_operator(change: Any) -> None:
-    """Acceptance 13: a wrong shape or type is refused with the operator's name."""
+    """A wrong shape or type is refused with the operator's name."""
 
     def watch(net: SimNet) -> None:
         endpoint = net.endpoints[0]
@@ -68,7 +68,6 @@ def test_message_that_was_not_declared_is_an_error() -> None:
 
 
 def test_port_in_use_is_named() -> None:
-    """Acceptance 13."""
     program = two_party.compile(relu_plan(4))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
