@@ -210,6 +210,20 @@ class TestWithinOneUnit:
         if not dropped:
             assert (value == candidates[0]).all()
 
+    def test_quadratic_that_drops_most_bits(self, ring: Ring, two_parties: Any, share: Any) -> None:
+        """Behind two average poolings a product has more surplus bits than half of the ring."""
+        shift = ring.bits // 2 + 4
+        x = samples(ring, ring.bits - 2, 60).reshape(4, 15)
+        shares, kind = share(ring, ring.elements(x)), Quadratic(ring, x.shape, shift, False)
+        zero, one = (ring.elements(np.full(15, value)) for value in (0, 1))
+
+        def protocol(rank: int, m: Any) -> Any:
+            return quadratic(rank, kind, Coefficients(None, zero, one), shares[rank], m[0])
+
+        value = ring.integers(two_parties((kind,), protocol).value)
+        y = x >> shift
+        assert ((value == y * y) | (value == (y + 1) ** 2)).all()
+
     def test_powers(self, ring: Ring, two_parties: Any, share: Any) -> None:
         f = ring.frac_bits
         x = np.random.default_rng(0).integers(-(2 << f), 2 << f, 50)
