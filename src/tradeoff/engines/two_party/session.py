@@ -32,7 +32,7 @@ from tradeoff.engines.two_party.meter import Report, Row, measured_row
 from tradeoff.engines.two_party.offline import DEALER, Source, dealt_source, insecure_source, run_dealer
 from tradeoff.engines.two_party.party import CLIENT, SERVER, SETUP, Evaluator, announce_batch, learn_batch
 from tradeoff.engines.two_party.pool import open_pool
-from tradeoff.engines.two_party.program import Program, Receiver
+from tradeoff.engines.two_party.program import Program, Receiver, require_batch
 from tradeoff.nn.plan import Plan
 
 Offline = Literal["dealer", "file", "insecure-local"]
@@ -232,7 +232,7 @@ class Session:
         program = program.with_options(reveal_to=reveal_to, output=output)
         x = program.check_input(x)
         program.ring.encode(x, name="input")
-        size = len(x) if batch is None else batch
+        size = len(x) if batch is None else require_batch(batch)
         running = self._prepared(program, size)
         reports: dict[int, Report] = {}
         results = []
@@ -263,7 +263,8 @@ class Session:
 
         The next :meth:`infer` with the same program, batch and options then runs with its material in memory.
         """
-        running = self._prepared(program.with_options(reveal_to=reveal_to, output=output), batch)
+        program = program.with_options(reveal_to=reveal_to, output=output)
+        running = self._prepared(program, require_batch(batch))
         began = time.perf_counter()
         running.ask({SERVER: ("fetch", None), CLIENT: ("fetch", None)})
         return time.perf_counter() - began
