@@ -25,11 +25,15 @@ def relu_plan(count: int) -> op.Plan:
 
 @pytest.mark.parametrize(
     "change",
-    [lambda value, tag: (value[:-1], tag), lambda value, tag: (value.astype(np.uint32), tag)],
-    ids=["shape", "dtype"],
+    [
+        lambda value, tag: (value[:-1], tag),
+        lambda value, tag: (value.astype(np.uint32), tag),
+        lambda value, tag: (value, tag + 1),
+    ],
+    ids=["shape", "dtype", "operator"],
 )
 def test_wrong_message_names_the_operator(change: Any) -> None:
-    """A wrong shape or type is refused with the operator's name."""
+    """A message of a wrong shape or type, or of another operator, is refused with the operator's name."""
 
     def watch(net: SimNet) -> None:
         endpoint = net.endpoints[0]

@@ -24,6 +24,7 @@ from tradeoff.core.errors import DataError
 from tradeoff.engines import two_party
 from tradeoff.engines.transport import Config, InsecureTransport, PeerAborted, PeerTimeout, PlanMismatch
 from tradeoff.engines.transport.config import parse_address
+from tradeoff.engines.transport.emulation import Lab, probe
 from tradeoff.engines.two_party.commands import app
 from tradeoff.engines.two_party.errors import DealerUnavailable, PoolMismatch, PoolReused
 from tradeoff.engines.two_party.hosts import query
@@ -53,15 +54,20 @@ def folder(tmp_path_factory: Any) -> Path:
     return folder
 
 
-def write_config(folder: Path, parties: int = 3, **settings: Any) -> Path:
-    """A cluster.toml with ports that are free now."""
-    sockets = [socket.socket() for _ in range(parties)]
+def free_addresses(count: int) -> list[str]:
+    sockets = [socket.socket() for _ in range(count)]
     for sock in sockets:
         sock.bind(("127.0.0.1", 0))
     addresses = [f"127.0.0.1:{sock.getsockname()[1]}" for sock in sockets]
     for sock in sockets:
         sock.close()
-    path = folder / f"cluster-{addresses[0].rpartition(':')[2]}.toml"
+    return addresses
+
+
+def write_config(folder: Path, parties: int = 3, addresses: list[str] | None = None, **settings: Any) -> Path:
+    """A cluster.toml, with loopback ports that are free now unless there are ``addresses``."""
+    addresses = addresses or free_addresses(parties)
+    path = folder / f"cluster-{addresses[0].replace(':', '-')}.toml"
     lines = [f"parties = {json.dumps(addresses)}", *(f"{key} = {value}" for key, value in settings.items())]
     lines += ["[tls]", 'authority = "certs/ca.pem"']
     lines += ['certificate = "certs/party-{me}.pem"', 'key = "certs/party-{me}.key"']
@@ -91,6 +97,29 @@ def launch() -> Iterator[Callable[..., subprocess.Popen[str]]]:
         if process.poll() is None:
             process.kill()
         process.communicate()
+
+
+def test_three_hosts_over_tls(folder: Path, require: Any) -> None:
+    """The same on hosts with networks of their own, where talking in the clear would be refused."""
+    reason = probe()["veth"]
+    require(reason is None, f"no test network can be made here: {reason}")
+    with Lab(3) as lab:
+        addresses = [f"{address}:7000" for address in lab.addresses]
+        config, program = write_config(folder, addresses=addresses), folder / "program"
+        shared = ["--config", str(config), "--program"]
+        lines = [
+            ["serve", *shared, str(program), "--queries", "1"],
+            ["query", *shared, str(program / "public"), "--input", str(folder / "x.npy")],
+            ["dealer", *shared, str(program / "public"), "--sessions", "1"],
+        ]
+        lines[1] += ["--out", str(folder / "there.npy")]
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        parties = [lab.popen(host, [*COMMAND, *line], **options) for host, line in enumerate(lines)]
+        said = [party.communicate(timeout=90)[0] for party in parties]
+        assert [party.returncode for party in parties] == [0, 0, 0], said
+        assert lab.counters(0, 1).sent_bytes > 10_000
+    expected = two_party.Program.load(program).plan.evaluate(np.load(folder / "x.npy"))
+    assert np.abs(np.load(folder / "there.npy") - expected).max() < 1e-3
 
 
 def test_two_queries_over_tls(folder: Path, launch: Any) -> None:
