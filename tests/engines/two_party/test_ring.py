@@ -196,7 +196,7 @@ def test_threads_do_not_change_results(dtype: type, monkeypatch: pytest.MonkeyPa
         assert np.array_equal(ring.conv(x, depth, 1, 1, 1, 8), slow_conv(x, depth, (1, 1), (1, 1), (1, 1), 8))
 
 
-def test_product_is_much_faster_than_the_plain_loop(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_product_is_much_faster_than_the_plain_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     """NumPy's integer product is the plain loop; torch's is so on processors without AVX-512 only."""
     monkeypatch.setattr(native, "threads", lambda: 1)
     generator = np.random.default_rng(0)
@@ -205,12 +205,13 @@ def test_product_is_much_faster_than_the_plain_loop(backend: str, monkeypatch: p
     with threadpool_limits(1, user_api="blas"):
         for name, product in (("ring", ring.matmul), ("plain", np.matmul)):
             times = []
-            for _ in range(3):
+            for _ in range(2):
                 start = time.process_time()
                 product(a, b)
                 times.append(time.process_time() - start)
             seconds[name] = min(times)
-    assert seconds["plain"] >= {"native": 8, "limbs": 3}[backend] * seconds["ring"]
+    least = 8 if ring.backend() in ("native-avx2", "native-avx512") else 3
+    assert seconds["plain"] >= least * seconds["ring"]
 
 
 def test_wrong_inputs_are_refused() -> None:
