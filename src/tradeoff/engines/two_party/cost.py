@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
-from tradeoff.engines.transport import LinkShaper, profile
-from tradeoff.engines.two_party.meter import Report, Row
+from tradeoff.engines.transport import LinkShaper, Report, Row, profile
 from tradeoff.engines.two_party.prg import SEED_BYTES
 from tradeoff.engines.two_party.program import Program, require_batch
 from tradeoff.engines.two_party.protocol import traffic

@@ -20,9 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tradeoff.core.errors import TradeoffError
-from tradeoff.engines.transport import Config, ConfigError, Party, PeerError, PortInUse
+from tradeoff.engines.transport import Config, ConfigError, Party, PeerError, PortInUse, Report
 from tradeoff.engines.two_party.errors import DealerUnavailable, OfflineExhausted
-from tradeoff.engines.two_party.meter import Report
 from tradeoff.engines.two_party.offline import DEALER, Source, dealt_source, run_dealer
 from tradeoff.engines.two_party.party import CLIENT, SERVER, Evaluator, announce_batch, learn_batch
 from tradeoff.engines.two_party.pool import check_pool, open_pool
