@@ -59,10 +59,13 @@ class AutoReP:
         NoReLUSites: the model has no ReLU.
 
     Example:
-        >>> method = AutoReP(network, budget=400, input_shape=(1, 8, 16))  # doctest: +SKIP
-        >>> replacement = FitConfig(epochs=20, optimizer="adam", learning_rate=0.001)  # doctest: +SKIP
-        >>> method.fit(data.train, data.validation, replacement)  # doctest: +SKIP
-        >>> compressed = method.finalize()  # doctest: +SKIP
+        >>> network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2))
+        >>> data = torch.utils.data.TensorDataset(torch.randn(64, 1, 4, 4), torch.arange(64) % 2)
+        >>> method = AutoReP(network, budget=4, input_shape=(1, 4, 4), penalty=1000.0)
+        >>> replacement = FitConfig(epochs=8, batch_size=8, optimizer="adam", learning_rate=0.001)
+        >>> history = method.fit(data, None, replacement, replacement, score_learning_rate=0.1)
+        >>> relu_count(method.finalize(), (1, 4, 4)) <= 4
+        True
     """
 
     def __init__(
