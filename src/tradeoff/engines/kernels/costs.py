@@ -1,4 +1,4 @@
-"""What each raw operator costs, from the shapes of its operands; see :class:`meter.Call` for the three byte counts."""
+"""What each raw operator costs, by the shapes of its operands; :class:`meter.Call` says what is counted."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def cbsr_spmm(
 
 
 def cbsr_sddmm(kernel: str, indices: Tensor, values: Tensor | None, grad: Tensor, index: Tensor) -> None:
-    """Record its backward: G is read once; k sums are read and written, and k columns read, for each entry."""
+    """Record its backward: G is read once; for each entry k sums are read and written, k columns read."""
     nnz, kept = indices.numel(), index.shape[1]
     graph = _bytes(indices, values) + 8 * (grad.shape[0] + 1)
     moved = nnz * kept * grad.element_size()

@@ -37,8 +37,8 @@ class CBSR:
         values: [n, k].
         index: their columns, ascending within a row: uint8 up to 256 columns, else int16; [n, k].
         num_columns: d.
-        count: int32 [n], how many entries of each row count; None for all k. The others have value 0 and repeat the
-            last column, and get no gradient.
+        count: int32 [n], how many entries of each row count; None for all k. The others have value 0 and
+            repeat the last column, and get no gradient.
     """
 
     values: Float[Tensor, "n k"]
@@ -85,9 +85,10 @@ class CBSR:
 
     def to_dense(self, *, backend: str = "auto") -> Float[Tensor, "n d"]:
         """The dense matrix; differentiable."""
-        return operators.cbsr_dense(
+        result: Tensor = operators.cbsr_dense(
             self.values.contiguous(), self.index.contiguous(), self.count, self.num_columns, backend
         )
+        return result
 
 
 def spmm(
@@ -102,17 +103,18 @@ def spmm(
 ) -> Float[Tensor, "n d"]:
     """Y = A X: Y[i,:] = sum_j a_ij X[j,:]. Differentiable in x and in weights that require gradients.
 
-    Sums are taken in float64 for float64 features and in float32 for the others, always in the order of the columns:
-    the result is bit-identical for any number of threads (``torch.set_num_threads``).
+    Sums are taken in float64 for float64 features and in float32 for the others, always in the order of the
+    columns: the result is bit-identical for any number of threads (``torch.set_num_threads``).
 
     Args:
         graph: A, n x m; its weights are float64 if x is, else float32.
         x: [m, d], float32, float64, float16 or bfloat16.
         backend: ``cpp``, ``triton``, ``torch``, or ``auto`` for the best that is here.
-        strategy: ``rows``: rows in their order, long ones in parts; ``buckets``: by the plan of ``partition``.
+        strategy: ``rows``: rows in their order, long ones in parts; ``buckets``: by the plan of
+            ``partition``.
         partition: a plan for ``buckets``.
-        out: [n, d], written and returned, without gradients: for loops that reuse their buffers, since a new large
-            result can cost more than the product itself.
+        out: [n, d], written and returned, without gradients: for loops that reuse their buffers, since a new
+            large result can cost more than the product itself.
         strict: raise where x would have to be copied because it is not contiguous.
 
     Raises:
@@ -132,9 +134,10 @@ def spmm(
     if out is not None:
         operators.spmm_out(graph.indptr, graph.indices, graph.values, x, out, backend)
         return out
-    return operators.spmm(
+    result: Tensor = operators.spmm(
         graph.indptr, graph.indices, graph.values, x, *_transposed(graph, x), _values_t(graph, x), backend
     )
+    return result
 
 
 def maxk(
@@ -183,13 +186,15 @@ def cbsr_spmm(
 ) -> Float[Tensor, "n d"]:
     """Y = A H of a compressed H: Y[i, H.index[j,t]] += a_ij H.values[j,t]. Reads 5 k bytes an edge, not 4 d.
 
-    Differentiable in ``features.values`` (through to the x of :func:`maxk`) and in weights that require gradients.
+    Differentiable in ``features.values`` (through to the x of :func:`maxk`) and in weights that require
+    gradients.
 
     Args:
         graph: A, n x m.
         features: H, m x d.
         deterministic: whether a GPU may add atomically, which is faster; None takes
-            ``torch.are_deterministic_algorithms_enabled()``. On the CPU sums never depend on timing or threads.
+            ``torch.are_deterministic_algorithms_enabled()``. On the CPU sums never depend on timing or
+            threads.
         backend, strict: as in :func:`spmm`.
 
     Raises:
@@ -199,10 +204,11 @@ def cbsr_spmm(
     _check_weights(graph, values)
     index, count = _on_device("features", features.index, features.count, graph)
     offsets = graph.structure.column_offsets if _needs_grad(graph, values) else None
-    return operators.cbsr_spmm(
+    result: Tensor = operators.cbsr_spmm(
         *(graph.indptr, graph.indices, graph.values, values, index, count, features.num_columns, offsets),
         *(_deterministic(deterministic), backend),
     )
+    return result
 
 
 def cbsr_sddmm(
@@ -214,7 +220,7 @@ def cbsr_sddmm(
     backend: str = "auto",
     strict: bool = False,
 ) -> Float[Tensor, "m k"]:
-    """dV[j,t] = sum_i a_ij G[i, index[j,t]]: A transposed times G, sampled at the columns of a compressed matrix.
+    """dV[j,t] = sum_i a_ij G[i, index[j,t]]: A transposed times G, where a compressed matrix has columns.
 
     It is the backward pass of :func:`cbsr_spmm`, and differentiable itself in grad and weights.
 
@@ -238,10 +244,11 @@ def cbsr_sddmm(
             f"the compressed matrix has {pattern.index.shape[0]} rows, {graph} needs {graph.num_columns}"
         )
     index, count = _on_device("pattern", pattern.index, pattern.count, graph)
-    return operators.cbsr_sddmm(
+    result: Tensor = operators.cbsr_sddmm(
         *(graph.indptr, graph.indices, graph.values, grad, index, count, graph.structure.column_offsets),
         *(_deterministic(deterministic), backend),
     )
+    return result
 
 
 def sddmm(
@@ -254,8 +261,8 @@ def sddmm(
 ) -> Float[Tensor, " nnz"]:
     """For each entry (i, j) of A: the inner product of Y[i,:] and X[j,:]; the weights of A do not matter.
 
-    It is the gradient of :func:`spmm` (or of :func:`cbsr_spmm`, for a compressed x) with respect to the weights, and
-    differentiable in y and x.
+    It is the gradient of :func:`spmm` (or of :func:`cbsr_spmm`, for a compressed x) with respect to the
+    weights, and differentiable in y and x.
 
     Returns:
         [nnz], float64 for float64 operands, else float32: as weights are.
@@ -274,9 +281,13 @@ def sddmm(
     if isinstance(x, CBSR):
         index, count = _on_device("x", x.index, x.count, graph)
         offsets = graph.structure.column_offsets if dense.requires_grad else None
-        return operators.cbsr_edge_dots(graph.indptr, graph.indices, y, dense, index, count, offsets, backend)
+        result: Tensor = operators.cbsr_edge_dots(
+            graph.indptr, graph.indices, y, dense, index, count, offsets, backend
+        )
+        return result
     transposed = _transposed(graph, dense, y)
-    return operators.sddmm(graph.indptr, graph.indices, y, dense, *transposed, backend)
+    result: Tensor = operators.sddmm(graph.indptr, graph.indices, y, dense, *transposed, backend)
+    return result
 
 
 def _needs_grad(graph: Graph, *tensors: Tensor) -> bool:
@@ -336,7 +347,8 @@ def _check_weights(graph: Graph, x: Tensor) -> None:
     wanted = torch.float64 if x.dtype == torch.float64 else torch.float32
     if graph.values is not None and graph.values.dtype != wanted:
         raise OperandError(
-            f"the weights are {graph.values.dtype} but features of {x.dtype} need {wanted}: graph.to(dtype={wanted})"
+            f"the weights are {graph.values.dtype}, features of {x.dtype} need {wanted}: "
+            f"use graph.to(dtype={wanted})"
         )
 
 
@@ -344,8 +356,8 @@ def _check_out(out: Tensor, x: Tensor, graph: Graph) -> None:
     shape = (graph.num_rows, x.shape[1])
     if out.shape != shape or out.dtype != x.dtype or out.device != x.device or not out.is_contiguous():
         raise OperandError(
-            f"out must be contiguous, {shape} and {x.dtype} on {x.device}, not {tuple(out.shape)} and {out.dtype} "
-            f"on {out.device} with strides {out.stride()}"
+            f"out must be contiguous, {shape} and {x.dtype} on {x.device}, not {tuple(out.shape)} and "
+            f"{out.dtype} on {out.device} with strides {out.stride()}"
         )
     if _needs_grad(graph, x, out):
         raise OperandError("out= has no gradient: use torch.no_grad(), or leave out= away")

@@ -64,8 +64,9 @@ class Structure:
 class Graph:
     """A sparse n x m matrix A; for a graph, A[target, source] is the weight of the edge source -> target.
 
-    Build one with :meth:`from_csr`, :meth:`from_coo`, :meth:`from_edge_index`, :meth:`from_scipy`; a graph does not
-    change afterwards. Its transpose, which every backward pass needs, is built at the first need and kept.
+    Build one with :meth:`from_csr`, :meth:`from_coo`, :meth:`from_edge_index`, :meth:`from_scipy`; a graph
+    does not change afterwards. Its transpose, which every backward pass needs, is built at the first need
+    and kept.
 
     Example::
 
@@ -135,7 +136,8 @@ class Graph:
             shape: (n, m); one more than the largest coordinates if not given.
 
         Raises:
-            GraphError: a coordinate is negative or too large, or lengths differ; names the first bad position.
+            GraphError: a coordinate is negative or too large, or lengths differ; names the first bad
+                position.
         """
         row, column = torch.as_tensor(row), torch.as_tensor(column)
         for name, coordinate in (("row", row), ("column", column)):
@@ -143,8 +145,7 @@ class Graph:
         if row.numel() != column.numel():
             raise GraphError(f"row has {row.numel()} entries, column {column.numel()}")
         if shape is None:
-            shape = tuple(int(c.max()) + 1 if c.numel() else 0 for c in (row, column))  # type: ignore[assignment]
-            assert shape is not None
+            shape = (int(row.max()) + 1, int(column.max()) + 1) if row.numel() else (0, 0)
         shape = (_size("shape[0]", shape[0]), _size("shape[1]", shape[1]))
         _check_range("row", row, shape[0])
         _check_range("column", column, shape[1])
@@ -173,7 +174,7 @@ class Graph:
 
     @classmethod
     def from_scipy(cls, matrix: Any) -> Graph:
-        """From any scipy.sparse matrix or array; its values, as float32 unless they are float64, become weights."""
+        """From a scipy.sparse matrix or array; values become weights, as float32 unless they are float64."""
         csr = matrix.tocsr()
         values = torch.as_tensor(csr.data)
         values = values if values.dtype == torch.float64 else values.float()
@@ -200,7 +201,7 @@ class Graph:
         return cls(Structure(indptr, column.to(column_dtype(shape[1])), shape), values)
 
     def with_values(self, values: Float[Tensor, " nnz"] | None) -> Graph:
-        """The same entries with other weights, such as learned ones; what was built for the entries is shared.
+        """The same entries with other weights, such as learned ones; transposes are shared.
 
         Raises:
             GraphError: not one float32 or float64 value for each entry.
@@ -211,13 +212,13 @@ class Graph:
         """A graph whose weights are divided by row sums, as PyG does it.
 
         Args:
-            how: ``row``: a_ij / r_i, the mean over neighbors; ``sym``: a_ij / sqrt(r_i r_j) (GCN); ``none``; with r_i
-                the sum of row i. Rows that sum to 0 get weights 0.
+            how: ``row``: a_ij / r_i, the mean over neighbors; ``sym``: a_ij / sqrt(r_i r_j) (GCN); ``none``;
+                with r_i the sum of row i. Rows that sum to 0 get weights 0.
             self_loops: first add weight 1 where the diagonal is empty.
 
         Raises:
-            GraphError: another ``how``; ``sym`` or ``self_loops`` of a matrix that is not square; ``sym`` of a row that
-                sums to less than 0.
+            GraphError: another ``how``; ``sym`` or ``self_loops`` of a matrix that is not square; ``sym`` of
+                a row that sums to less than 0.
         """
         if how not in _NORMALIZATIONS:
             raise GraphError(f"normalize takes one of {', '.join(_NORMALIZATIONS)}, not {how!r}")
@@ -320,7 +321,7 @@ class Graph:
         return self.structure.transposed()[1]
 
     def transposed_values(self) -> Float[Tensor, " nnz"] | None:
-        """``values[perm]``, kept; None without weights, and of weights that are being learned, which may change."""
+        """``values[perm]``, kept; None without weights, and for learned weights, which change."""
         if self.values is None or self.values.requires_grad:
             return None
         if self._values_t is None:

@@ -13,13 +13,14 @@ class Call:
     """One execution of a kernel.
 
     Attributes:
-        operator: ``spmm``, ``maxk_select``, ``cbsr_spmm``, ``cbsr_sddmm``, ``sddmm``, ``cbsr_edge_dots``, ``cbsr_dense``
-            or ``cbsr_gather``.
+        operator: ``spmm``, ``maxk_select``, ``cbsr_spmm``, ``cbsr_sddmm``, ``sddmm``, ``cbsr_edge_dots``,
+            ``cbsr_dense`` or ``cbsr_gather``.
         kernel: what ran: backend, strategy and, for C++, the instruction set, such as ``cpp-avx512-rows``.
         flops: multiplications and additions; of a selection, which has none, 0.
         bytes_read: what the kernel asks of memory: a row of features for each entry of the graph.
         bytes_written: of the result.
-        compulsory_bytes: every operand read once and the result written once: the least that any kernel moves.
+        compulsory_bytes: every operand read once and the result written once: the least that any kernel
+            moves.
     """
 
     operator: str

@@ -1,7 +1,7 @@
-"""The raw operators as PyTorch operators: ``torch.ops.tradeoff_kernels``, with gradients and shapes for compilers.
+"""The raw operators as PyTorch operators (``torch.ops.tradeoff_kernels``): gradients, shapes for compilers.
 
-Each forwards to the module of its backend (see :mod:`reference` for what it computes) and counts what it did. Graphs
-come as their tensors, so that ``torch.compile`` traces through; users call :mod:`functional`.
+Each forwards to the module of its backend (see :mod:`reference` for what it computes) and counts what it
+did. Graphs come as their tensors, so that ``torch.compile`` traces through; users call :mod:`functional`.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def spmm(
     values_t: Tensor | None,
     backend: str,
 ) -> Tensor:
-    """A X. The transpose is needed for the gradient of x only; ``values_t`` spares permuting constant weights."""
+    """A X. The transpose is for the gradient of x; ``values_t`` spares permuting constant weights."""
     module, name = backends.raw(backend, x)
     y: Tensor = module.spmm(indptr, indices, values, x)
     costs.spmm("spmm", backends.kernel_name(name, "rows"), indptr, indices, values, x)

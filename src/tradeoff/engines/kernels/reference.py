@@ -1,15 +1,16 @@
 """The raw operators in plain torch: the oracle of every test, and the fallback without a compiler.
 
-This module also *defines* the raw interface. A backend is a module with functions of these names and signatures
-(:mod:`native_ops` for C++, ``triton_ops`` for GPUs); the operators of :mod:`operators` call them. Arguments are
-checked before they come here: all tensors contiguous and on one device, ``indptr`` int64 [n+1], ``indices`` int32
-(int64 if there are more than 2^31 - 1 columns) [nnz], columns ascending within a row, ``values`` [nnz] or None for
-all ones, in the dtype in which sums are taken: float64 for float64 features, else float32, also where the features are
-float16 or bfloat16. Results have the dtype of the features; gradients of weights that of the weights.
+This module also *defines* the raw interface. A backend is a module with functions of these names and
+signatures (:mod:`native_ops` for C++, ``triton_ops`` for GPUs); the operators of :mod:`operators` call them.
+Arguments are checked before they come here: all tensors contiguous and on one device, ``indptr`` int64
+[n+1], ``indices`` int32 (int64 if there are more than 2^31 - 1 columns) [nnz], columns ascending within a
+row, ``values`` [nnz] or None for all ones, in the dtype in which sums are taken: float64 for float64
+features, else float32, also where the features are float16 or bfloat16. Results have the dtype of the
+features; gradients of weights that of the weights.
 
-Notation: A is n x m with row pointers ``indptr``; a compressed matrix (CBSR) is m x d with k entries in each row,
-``features`` [m, k] at the ascending columns ``index`` [m, k] (uint8 or int16); ``count`` int32 [m], or None if all k
-entries of each row count. Entries beyond the count are 0 and repeat the last index.
+Notation: A is n x m with row pointers ``indptr``; a compressed matrix (CBSR) is m x d with k entries in each
+row, ``features`` [m, k] at the ascending columns ``index`` [m, k] (uint8 or int16); ``count`` int32 [m], or
+None if all k entries of each row count. Entries beyond the count are 0 and repeat the last index.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def spmm(
     x: Float[Tensor, "m d"],
     out: Float[Tensor, "n d"] | None = None,
 ) -> Float[Tensor, "n d"]:
-    """Y[i,:] = sum_j a_ij X[j,:]. Rows without neighbors are 0. ``out``, if given, is written and returned."""
+    """Y[i,:] = sum_j a_ij X[j,:]. Rows without neighbors are 0. ``out`` is written and returned."""
     wide = _widened(x)
     if not indices.numel() or not x.shape[1]:
         y = wide.new_zeros(indptr.numel() - 1, x.shape[1])
@@ -90,7 +91,7 @@ def cbsr_dense(
 def cbsr_gather(
     dense: Float[Tensor, "m d"], index: Int[Tensor, "m k"], count: Int[Tensor, " m"] | None
 ) -> Float[Tensor, "m k"]:
-    """``dense`` at the columns of a compressed matrix, 0 beyond the count: the adjoint of :func:`cbsr_dense`."""
+    """``dense`` at the columns of a compressed matrix, 0 beyond the count; adjoint of :func:`cbsr_dense`."""
     return _counted(dense.gather(1, index.long()), count)
 
 
@@ -124,7 +125,8 @@ def cbsr_sddmm(
 ) -> Float[Tensor, "m k"]:
     """dV[j,t] = sum_i a_ij G[i, index[j,t]], 0 beyond the count.
 
-    ``column_offsets`` are the row pointers of A transposed, if known: they say how entries spread over columns.
+    ``column_offsets`` are the row pointers of A transposed, if known: they say how entries spread over
+    columns.
     """
     wide = _widened(grad)
     if not indices.numel() or not grad.shape[1]:
@@ -146,7 +148,7 @@ def sddmm(
     y: Float[Tensor, "n d"],
     x: Float[Tensor, "m d"],
 ) -> Float[Tensor, " nnz"]:
-    """For each entry e = (i, j) of A: the inner product of Y[i,:] and X[j,:], as float32 (float64 for float64)."""
+    """For each entry e = (i, j) of A: the inner product of Y[i,:] and X[j,:], in the dtype of sums."""
     rows = row_of_entry(indptr, indices.numel())
     out = torch.empty(indices.numel(), dtype=_widened(x[:0]).dtype, device=x.device)
     step = max(1, _CHUNK_ELEMENTS // max(1, x.shape[1]))
