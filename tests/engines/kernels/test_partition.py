@@ -99,7 +99,9 @@ def test_table_of_other_blocks(warps: int, nnz_per_warp: int, compat: bool) -> N
 
 
 @hypothesis.settings(max_examples=200)
-@hypothesis.given(degree_lists(), st.sampled_from([(12, 32, False), (12, 32, True), (8, 16, False), (5, 1, False)]))
+@hypothesis.given(
+    degree_lists(), st.sampled_from([(12, 32, False), (12, 32, True), (8, 16, False), (5, 1, False)])
+)
 def test_each_nonzero_is_in_one_record_and_one_warp(degrees: list[int], block: tuple[int, int, bool]) -> None:
     warps, nnz_per_warp, compat = block
     partition = BlockPartition.from_indptr(
@@ -113,7 +115,9 @@ def test_each_nonzero_is_in_one_record_and_one_warp(degrees: list[int], block: t
     for degree, row, nonzero, info in partition.blocks.tolist():
         if degree > limit:
             assert 1 <= info <= limit
-            served = [(row, nonzero + at, min(nnz_per_warp, info - at)) for at in range(0, info, nnz_per_warp)]
+            served = [
+                (row, nonzero + at, min(nnz_per_warp, info - at)) for at in range(0, info, nnz_per_warp)
+            ]
         else:
             width, rows = info >> 16, info & 0xFFFF
             assert 1 <= rows <= partition.shape.rows_per_block[degree]
@@ -140,7 +144,9 @@ def test_native_and_numpy_are_identical(
 ) -> None:
     require(native.extension(), "the compiled extension is missing: install a C++17 compiler")
     shape, indptr = BlockShape(warps, nnz_per_warp, compat), pointers(degrees).numpy()
-    for ours, theirs in zip(module._native_partition(indptr, shape), reference_partition(indptr, shape), strict=True):
+    for ours, theirs in zip(
+        module._native_partition(indptr, shape), reference_partition(indptr, shape), strict=True
+    ):
         assert ours.dtype == theirs.dtype
         np.testing.assert_array_equal(ours, theirs)
 
@@ -179,7 +185,7 @@ def test_smallest_matrices(degrees: list[int]) -> None:
 
 
 def test_stats_by_hand() -> None:
-    """25 rows of degree 2 (3 blocks), one of 100 (4 warps of 25) and one of 800 (segments of 384, 384 and 32)."""
+    """25 rows of degree 2 (3 blocks), one of 100 (4 warps) and one of 800 (segments of 384, 384, 32)."""
     stats = BlockPartition.from_indptr(pointers([2] * 25 + [100, 0, 800])).stats()
     assert stats.records == 3 + 1 + 3
     assert stats.bytes == 16 * 7
@@ -227,4 +233,6 @@ def test_native_functions_refuse_what_is_no_matrix(require) -> None:
     with pytest.raises(ValueError, match="more blocks than counted"):
         extension.cut_blocks(good, np.array([1, 0], np.int32), 384, together, width, blocks[:1])
     with pytest.raises(ValueError, match="fewer blocks than counted"):
-        extension.cut_blocks(good, np.array([1, 0], np.int32), 384, together, width, np.empty((3, 4), np.int32))
+        extension.cut_blocks(
+            good, np.array([1, 0], np.int32), 384, together, width, np.empty((3, 4), np.int32)
+        )

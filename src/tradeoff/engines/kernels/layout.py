@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .partition import BlockPartition
-from .reference import row_of_entry
+from tradeoff.engines.kernels.partition import BlockPartition
+from tradeoff.engines.kernels.reference import row_of_entry
 
 
 @dataclass(eq=False)
@@ -26,14 +26,14 @@ class BucketLayout:
     """
 
     partition: BlockPartition
-    indptr: Int[Tensor, "rows+1"]
-    indices: Int[Tensor, "nnz"]
-    entries: Int[Tensor, "nnz"]
+    indptr: Int[Tensor, " rows+1"]
+    indices: Int[Tensor, " nnz"]
+    entries: Int[Tensor, " nnz"]
     _sorted: tuple[weakref.ref[Tensor], int, Tensor] | None = field(default=None, repr=False)
 
     @classmethod
     def of(
-        cls, partition: BlockPartition, indptr: Int[Tensor, "rows+1"], indices: Int[Tensor, "nnz"]
+        cls, partition: BlockPartition, indptr: Int[Tensor, " rows+1"], indices: Int[Tensor, " nnz"]
     ) -> BucketLayout:
         """Sort the rows of a matrix as its partition says.
 
@@ -60,28 +60,28 @@ class BucketLayout:
         return list(zip(firsts, counts.tolist(), kinds.tolist(), strict=True))
 
     @cached_property
-    def empty_rows(self) -> Int[Tensor, "empty"]:
+    def empty_rows(self) -> Int[Tensor, " empty"]:
         """Rows without entries, which no block writes, int64."""
         return self.partition.order[: self.partition.empty_rows].long()
 
     @cached_property
-    def long_rows(self) -> Int[Tensor, "long"]:
+    def long_rows(self) -> Int[Tensor, " long"]:
         """Rows that are cut into segments, int64."""
         first = self._segment_rows.unique_consecutive()
         return self.partition.order[first].long()
 
     @cached_property
-    def segment_bounds(self) -> Int[Tensor, "long+1"]:
+    def segment_bounds(self) -> Int[Tensor, " long+1"]:
         """First segment of each long row, and the number of segments, int64."""
         _, counts = self._segment_rows.unique_consecutive(return_counts=True)
         return torch.nn.functional.pad(counts.cumsum(0), (1, 0))
 
     @property
-    def _segment_rows(self) -> Int[Tensor, "segments"]:
+    def _segment_rows(self) -> Int[Tensor, " segments"]:
         return self.partition.blocks[len(self.partition.blocks) - self.partition.segments :, 1].long()
 
-    def sort_values(self, values: Float[Tensor, "nnz"]) -> Float[Tensor, "nnz"]:
-        """Weights in the order of :attr:`entries`; kept while they are the same, so that training sorts once."""
+    def sort_values(self, values: Float[Tensor, " nnz"]) -> Float[Tensor, " nnz"]:
+        """Weights in the order of :attr:`entries`; kept while they are the same: training sorts once."""
         if self._sorted is not None:
             known, version, result = self._sorted
             if known() is values and version == values._version:

@@ -1,9 +1,10 @@
 """Degree-bucketed blocks: rows sorted by degree and cut into rectangles of equal work, one record a block.
 
-After Xie et al., "Accel-GCN: High-Performance GPU Accelerator Design for Graph Convolution Networks", ICCAD 2023:
-a block has ``warps`` warps of at most ``nnz_per_warp`` non-zeros. A row of g non-zeros is served by f warps, the
-smallest divisor of ``warps`` that suffices, so that a block holds ``warps / f`` rows of that degree; longer rows are
-cut into segments of ``warps * nnz_per_warp``. The order of rows and the records depend on ``indptr`` only::
+After Xie et al., "Accel-GCN: High-Performance GPU Accelerator Design for Graph Convolution Networks", ICCAD
+2023: a block has ``warps`` warps of at most ``nnz_per_warp`` non-zeros. A row of g non-zeros is served by f
+warps, the smallest divisor of ``warps`` that suffices, so that a block holds ``warps / f`` rows of that
+degree; longer rows are cut into segments of ``warps * nnz_per_warp``. The order of rows and the records
+depend on ``indptr`` only::
 
     partition = BlockPartition.from_indptr(indptr)
     for degree, first_row, first_nonzero, info in partition.blocks.tolist():
@@ -12,7 +13,8 @@ cut into segments of ``warps * nnz_per_warp``. The order of rows and the records
         else:
             length = info                             # of this segment of row first_row
 
-``first_row`` counts rows in the order of :attr:`BlockPartition.order`, ``first_nonzero`` counts non-zeros in it.
+``first_row`` counts rows in the order of :attr:`BlockPartition.order`, ``first_nonzero`` counts non-zeros in
+it.
 """
 
 import hashlib
@@ -31,7 +33,7 @@ from tradeoff.core import native
 from tradeoff.core.errors import EngineError
 
 if TYPE_CHECKING:
-    from .graph import Graph
+    from tradeoff.engines.kernels.graph import Graph
 
 RECORD_BYTES = 16
 """Of a record with 32-bit fields, and of a warp's in a warp-level scheme."""
@@ -107,10 +109,9 @@ class PartitionStats:
     Attributes:
         records: blocks.
         bytes: of the records.
-        warp_level_bytes: of a scheme with one record of 16 bytes for each ``nnz_per_warp`` non-zeros of a row.
-        padding: slots of warps that serve rows over non-zeros; 1 where each slot has one.
-        split: fraction of the non-zeros that lie in rows cut into segments.
-        empty_rows: rows that no block serves.
+        warp_level_bytes: of a scheme with one record of 16 bytes for each ``nnz_per_warp`` non-zeros of a
+        row. padding: slots of warps that serve rows over non-zeros; 1 where each slot has one. split:
+        fraction of the non-zeros that lie in rows cut into segments. empty_rows: rows that no block serves.
         seconds: that sorting and partitioning took.
     """
 
@@ -142,7 +143,7 @@ class BlockPartition:
         seconds: that it took to make.
     """
 
-    order: Int[Tensor, "rows"]
+    order: Int[Tensor, " rows"]
     blocks: Int[Tensor, "blocks 4"]
     shape: BlockShape
     checksum: bytes
@@ -153,7 +154,7 @@ class BlockPartition:
     @classmethod
     def from_indptr(
         cls,
-        indptr: Int[Tensor, "rows+1"],
+        indptr: Int[Tensor, " rows+1"],
         *,
         warps: int = 12,
         nnz_per_warp: int = 32,
@@ -208,7 +209,7 @@ class BlockPartition:
         """How many records are segments of long rows; they are the last ones."""
         return int((self.blocks[:, 0] > self.limit).sum())
 
-    def check(self, indptr: Int[Tensor, "rows+1"]) -> None:
+    def check(self, indptr: Int[Tensor, " rows+1"]) -> None:
         """Check that this is a partition of the matrix with that ``indptr``.
 
         Raises:
@@ -241,7 +242,7 @@ class BlockPartition:
         )
 
 
-def checksum(indptr: Int[Tensor, "rows+1"]) -> bytes:
+def checksum(indptr: Int[Tensor, " rows+1"]) -> bytes:
     """16 bytes that tell one ``indptr`` from another."""
     pointers = np.ascontiguousarray(indptr.detach().cpu().numpy().astype(np.int64, copy=False))
     return hashlib.blake2b(memoryview(pointers).cast("B"), digest_size=16).digest()

@@ -1,11 +1,12 @@
 """Triton kernels of products with compressed matrices (CBSR), after Peng et al., MaxK-GNN, ASPLOS 2024.
 
-Triton cannot scatter into shared memory, so the forward product exists twice. With atomics, each program adds the
-stored entries of some neighbors to its row of the result, in the L2 cache; sums depend on timing. Without, the columns
-of a compressed row are a bitmap (a word for each 32 columns, and how many bits lie before it): a lane owns a column,
-finds its entry by counting bits, and keeps its sum in a register. The backward product adds into the compressed gradient
-with atomics, a row of G read once and spread with ``tl.gather``; or, without, sums rows of G over the transpose of A and
-picks the stored columns once at the end.
+Triton cannot scatter into shared memory, so the forward product exists twice. With atomics, each program adds
+the stored entries of some neighbors to its row of the result, in the L2 cache; sums depend on timing.
+Without, the columns of a compressed row are a bitmap (a word for each 32 columns, and how many bits lie
+before it): a lane owns a column, finds its entry by counting bits, and keeps its sum in a register. The
+backward product adds into the compressed gradient with atomics, a row of G read once and spread with
+``tl.gather``; or, without, sums rows of G over the transpose of A and picks the stored columns once at the
+end.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .triton_launch import accumulator, column_tile
+from tradeoff.engines.kernels.triton_launch import accumulator, column_tile
 
 EDGES = 16
 """Neighbors a step."""
@@ -27,7 +28,7 @@ def scatter_kernel(
     rows, indices, values, features, index, count, out, entries, columns, k,
     WEIGHTED: tl.constexpr, COUNTED: tl.constexpr, SUM: tl.constexpr, EDGES: tl.constexpr, KEPT: tl.constexpr,
 ):  # fmt: skip
-    """Add EDGES entries of A, whatever rows they are of, atomically. The result must be 0 before, of type SUM."""
+    """Add EDGES entries of A, of any rows, atomically. The result must be 0 before, of type SUM."""
     entry = tl.program_id(0).to(tl.int64) * EDGES + tl.arange(0, EDGES)
     here = entry < entries
     row = tl.load(rows + entry, mask=here, other=0).to(tl.int64)
@@ -88,7 +89,7 @@ def bitmap_spmm_kernel(
     indptr, indices, values, features, words, before, out, columns, num_words, k,
     WEIGHTED: tl.constexpr, SUM: tl.constexpr, EDGES: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """One row of the result times COLUMNS columns: each lane looks its column up in the bitmaps of the neighbors."""
+    """One row of the result times COLUMNS columns: a lane looks its column up in the neighbors' bitmaps."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     inside = column < columns
@@ -119,10 +120,10 @@ def bitmap_spmm_kernel(
 @triton.jit
 def push_kernel(
     indptr, indices, values, grad, index, count, out, columns, k,
-    WEIGHTED: tl.constexpr, COUNTED: tl.constexpr, SUM: tl.constexpr, EDGES: tl.constexpr, COLUMNS: tl.constexpr,
-    KEPT: tl.constexpr,
+    WEIGHTED: tl.constexpr, COUNTED: tl.constexpr, SUM: tl.constexpr, EDGES: tl.constexpr,
+    COLUMNS: tl.constexpr, KEPT: tl.constexpr,
 ):  # fmt: skip
-    """Add a_ij G[i, index[j,:]] to the gradient of each neighbor j of row i, atomically; it must be 0 before."""
+    """Add a_ij G[i, index[j,:]] for each neighbor j of row i, atomically; the result must be 0 before."""
     row = tl.program_id(0).to(tl.int64)
     every = tl.arange(0, COLUMNS)
     gradient = tl.load(grad + row * columns + every, mask=every < columns, other=0.0).to(SUM)
@@ -149,8 +150,8 @@ def push_kernel(
 @triton.jit
 def pull_kernel(
     offsets, rows, values, grad, index, count, out, columns, k,
-    WEIGHTED: tl.constexpr, COUNTED: tl.constexpr, SUM: tl.constexpr, EDGES: tl.constexpr, COLUMNS: tl.constexpr,
-    KEPT: tl.constexpr,
+    WEIGHTED: tl.constexpr, COUNTED: tl.constexpr, SUM: tl.constexpr, EDGES: tl.constexpr,
+    COLUMNS: tl.constexpr, KEPT: tl.constexpr,
 ):  # fmt: skip
     """The gradient of compressed row j: the sum of a_ij G[i,:] over column j of A, at the stored columns."""
     j = tl.program_id(0).to(tl.int64)
@@ -163,7 +164,9 @@ def pull_kernel(
         here = entry < end
         row = tl.load(rows + entry, mask=here, other=0).to(tl.int64)
         gradient = tl.load(
-            grad + row[:, None] * columns + every[None, :], mask=here[:, None] & (every < columns)[None, :], other=0.0
+            grad + row[:, None] * columns + every[None, :],
+            mask=here[:, None] & (every < columns)[None, :],
+            other=0.0,
         ).to(SUM)
         if WEIGHTED:
             gradient *= tl.load(values + entry, mask=here, other=0.0).to(SUM)[:, None]
@@ -178,15 +181,15 @@ def pull_kernel(
 
 
 def spmm_atomic(
-    rows: Int[Tensor, "nnz"],
-    indices: Int[Tensor, "nnz"],
-    values: Float[Tensor, "nnz"] | None,
+    rows: Int[Tensor, " nnz"],
+    indices: Int[Tensor, " nnz"],
+    values: Float[Tensor, " nnz"] | None,
     features: Float[Tensor, "m k"],
     index: Int[Tensor, "m k"],
-    count: Int[Tensor, "m"] | None,
+    count: Int[Tensor, " m"] | None,
     out: Float[Tensor, "n d"],
 ) -> None:
-    """Add A times a compressed matrix to ``out``, whose type must be that of the sums; ``rows`` of its entries."""
+    """Add A times a compressed matrix to ``out``, of the type of the sums; ``rows`` are its entries'."""
     entries, k = len(indices), index.shape[1]
     if not (entries and k):
         return
@@ -198,9 +201,9 @@ def spmm_atomic(
 
 
 def bitmap(
-    index: Int[Tensor, "m k"], count: Int[Tensor, "m"] | None, columns: int
+    index: Int[Tensor, "m k"], count: Int[Tensor, " m"] | None, columns: int
 ) -> tuple[Int[Tensor, "m words"], Int[Tensor, "m words"]]:
-    """The columns of a compressed matrix as bits (int32 words of 32 columns), and the bits before each word."""
+    """The columns of a compressed matrix as bits (32 a word), and how many lie before each word."""
     (rows, k), num_words = index.shape, triton.cdiv(columns, 32)
     words = torch.empty((rows, num_words), dtype=torch.int32, device=index.device)
     before = torch.empty_like(words, dtype=torch.uint8 if k <= 255 else torch.int16)
@@ -215,9 +218,9 @@ def bitmap(
 
 
 def spmm_bitmap(
-    indptr: Int[Tensor, "n+1"],
-    indices: Int[Tensor, "nnz"],
-    values: Float[Tensor, "nnz"] | None,
+    indptr: Int[Tensor, " n+1"],
+    indices: Int[Tensor, " nnz"],
+    values: Float[Tensor, " nnz"] | None,
     features: Float[Tensor, "m k"],
     words: Int[Tensor, "m words"],
     before: Int[Tensor, "m words"],
@@ -235,12 +238,12 @@ def spmm_bitmap(
 
 
 def sddmm_push(
-    indptr: Int[Tensor, "n+1"],
-    indices: Int[Tensor, "nnz"],
-    values: Float[Tensor, "nnz"] | None,
+    indptr: Int[Tensor, " n+1"],
+    indices: Int[Tensor, " nnz"],
+    values: Float[Tensor, " nnz"] | None,
     grad: Float[Tensor, "n d"],
     index: Int[Tensor, "m k"],
-    count: Int[Tensor, "m"] | None,
+    count: Int[Tensor, " m"] | None,
     out: Float[Tensor, "m k"],
 ) -> None:
     """Add sum_i a_ij G[i, index[j,t]] to ``out``, whose type must be that of the sums."""
@@ -255,12 +258,12 @@ def sddmm_push(
 
 
 def sddmm_pull(
-    offsets: Int[Tensor, "m+1"],
-    rows: Int[Tensor, "nnz"],
-    values: Float[Tensor, "nnz"] | None,
+    offsets: Int[Tensor, " m+1"],
+    rows: Int[Tensor, " nnz"],
+    values: Float[Tensor, " nnz"] | None,
     grad: Float[Tensor, "n d"],
     index: Int[Tensor, "m k"],
-    count: Int[Tensor, "m"] | None,
+    count: Int[Tensor, " m"] | None,
     out: Float[Tensor, "m k"],
 ) -> None:
     """Write sum_i a_ij G[i, index[j,t]] into ``out`` from A transposed; the same in every run."""

@@ -1,9 +1,9 @@
 """Triton kernel that selects the k largest values of each row.
 
-Floats become integers of the same order (the lower bits of negative ones are flipped), and the k-th largest is built bit
-by bit from the top: a bit stays if at least k keys are no smaller with it. That is exact, takes as many steps as a key
-has bits, and needs no sorting; ties go to the lowest column. MaxK: Peng et al., ASPLOS 2024; clipped to positive values
-it is the D-ReLU of Luo et al., DR-CircuitGNN, 2025.
+Floats become integers of the same order (the lower bits of negative ones are flipped), and the k-th largest
+is built bit by bit from the top: a bit stays if at least k keys are no smaller with it. That is exact, takes
+as many steps as a key has bits, and needs no sorting; ties go to the lowest column. MaxK: Peng et al., ASPLOS
+2024; clipped to positive values it is the D-ReLU of Luo et al., DR-CircuitGNN, 2025.
 """
 
 from __future__ import annotations
@@ -55,7 +55,11 @@ def maxk_kernel(
     place = tl.cumsum(chosen.to(tl.int32), 1) - 1
     target = row[:, None] * k + place
     tl.store(values + target, value, mask=chosen)
-    tl.store(index + target, tl.broadcast_to(column[None, :], [ROWS, COLUMNS]).to(index.dtype.element_ty), mask=chosen)
+    tl.store(
+        index + target,
+        tl.broadcast_to(column[None, :], [ROWS, COLUMNS]).to(index.dtype.element_ty),
+        mask=chosen,
+    )
     if CLIP:
         kept = tl.sum(chosen.to(tl.int32), 1)
         last = tl.max(tl.where(chosen, column[None, :], 0), 1)
@@ -63,7 +67,11 @@ def maxk_kernel(
         beyond = (row < rows)[:, None] & (slot[None, :] >= kept[:, None]) & (slot < k)[None, :]
         target = row[:, None] * k + slot[None, :]
         tl.store(values + target, tl.zeros([ROWS, KEPT], values.dtype.element_ty), mask=beyond)
-        tl.store(index + target, tl.broadcast_to(last[:, None], [ROWS, KEPT]).to(index.dtype.element_ty), mask=beyond)
+        tl.store(
+            index + target,
+            tl.broadcast_to(last[:, None], [ROWS, KEPT]).to(index.dtype.element_ty),
+            mask=beyond,
+        )
         tl.store(count + row, kept, mask=row < rows)
 
 
@@ -73,9 +81,9 @@ def maxk_select(
     clip: bool,
     values: Float[Tensor, "n k"],
     index: Int[Tensor, "n k"],
-    count: Int[Tensor, "rows"],
+    count: Int[Tensor, " rows"],
 ) -> None:
-    """Write the k largest of each row, columns ascending; with ``clip`` positive ones only, and their counts."""
+    """Write the k largest of each row, columns ascending; with ``clip`` positive ones, and counts."""
     rows, columns = x.shape
     if not values.numel():
         count.zero_()
@@ -85,6 +93,6 @@ def maxk_select(
     double = x.dtype == torch.float64
     maxk_kernel[(triton.cdiv(rows, together),)](
         x, values, index, count, rows, columns, k,
-        KEY=tl.int64 if double else tl.int32, BITS=64 if double else 32, CLIP=clip, ROWS=together, COLUMNS=width,
-        KEPT=triton.next_power_of_2(k),
+        KEY=tl.int64 if double else tl.int32, BITS=64 if double else 32, CLIP=clip, ROWS=together,
+        COLUMNS=width, KEPT=triton.next_power_of_2(k),
     )  # fmt: skip

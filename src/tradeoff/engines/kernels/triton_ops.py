@@ -10,10 +10,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from . import reference, triton_cbsr, triton_maxk, triton_sddmm, triton_spmm
-from .errors import NanError
-from .layout import BucketLayout
-from .reference import cbsr_dense, cbsr_gather, order_entries, row_of_entry, transpose
+from tradeoff.engines.kernels import reference, triton_cbsr, triton_maxk, triton_sddmm, triton_spmm
+from tradeoff.engines.kernels.errors import NanError
+from tradeoff.engines.kernels.layout import BucketLayout
+from tradeoff.engines.kernels.reference import cbsr_dense, cbsr_gather, order_entries, row_of_entry, transpose
 
 __all__ = [
     "cbsr_dense",
@@ -33,9 +33,9 @@ _transposes: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
 def spmm(
-    indptr: Int[Tensor, "n+1"],
-    indices: Int[Tensor, "nnz"],
-    values: Float[Tensor, "nnz"] | None,
+    indptr: Int[Tensor, " n+1"],
+    indices: Int[Tensor, " nnz"],
+    values: Float[Tensor, " nnz"] | None,
     x: Float[Tensor, "m d"],
     out: Float[Tensor, "n d"] | None = None,
 ) -> Float[Tensor, "n d"]:
@@ -47,7 +47,7 @@ def spmm(
 
 def spmm_buckets(
     layout: BucketLayout,
-    values: Float[Tensor, "nnz"] | None,
+    values: Float[Tensor, " nnz"] | None,
     x: Float[Tensor, "m d"],
     out: Float[Tensor, "n d"] | None = None,
     atomic: bool = False,
@@ -69,7 +69,7 @@ def spmm_buckets(
 
 def maxk_select(
     x: Float[Tensor, "n d"], k: int, clip: bool, nan_policy: str
-) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"], Int[Tensor, "rows"]]:
+) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"], Int[Tensor, " rows"]]:
     """The k largest signed values of each row; see :func:`reference.maxk_select`."""
     if nan_policy == "raise" and bool((missing := x.isnan().any(1)).any()):
         raise NanError(int(missing.nonzero()[0]))
@@ -81,12 +81,12 @@ def maxk_select(
 
 
 def cbsr_spmm(
-    indptr: Int[Tensor, "n+1"],
-    indices: Int[Tensor, "nnz"],
-    values: Float[Tensor, "nnz"] | None,
+    indptr: Int[Tensor, " n+1"],
+    indices: Int[Tensor, " nnz"],
+    values: Float[Tensor, " nnz"] | None,
     features: Float[Tensor, "m k"],
     index: Int[Tensor, "m k"],
-    count: Int[Tensor, "m"] | None,
+    count: Int[Tensor, " m"] | None,
     num_columns: int,
     deterministic: bool,
 ) -> Float[Tensor, "n d"]:
@@ -98,23 +98,21 @@ def cbsr_spmm(
         triton_cbsr.spmm_bitmap(indptr, indices, values, features, words, before, y)
         return y
     wide = torch.zeros((rows, num_columns), dtype=_wide(features), device=features.device)
-    triton_cbsr.spmm_atomic(
-        row_of_entry(indptr, len(indices)), indices, values, features, index, count, wide
-    )
+    triton_cbsr.spmm_atomic(row_of_entry(indptr, len(indices)), indices, values, features, index, count, wide)
     return wide.to(features.dtype)
 
 
 def cbsr_sddmm(
-    indptr: Int[Tensor, "n+1"],
-    indices: Int[Tensor, "nnz"],
-    values: Float[Tensor, "nnz"] | None,
+    indptr: Int[Tensor, " n+1"],
+    indices: Int[Tensor, " nnz"],
+    values: Float[Tensor, " nnz"] | None,
     grad: Float[Tensor, "n d"],
     index: Int[Tensor, "m k"],
-    count: Int[Tensor, "m"] | None,
-    column_offsets: Int[Tensor, "m+1"] | None,
+    count: Int[Tensor, " m"] | None,
+    column_offsets: Int[Tensor, " m+1"] | None,
     deterministic: bool,
 ) -> Float[Tensor, "m k"]:
-    """dV[j,t] = sum_i a_ij G[i, index[j,t]]: over A transposed if ``deterministic``, else by atomic additions."""
+    """dV[j,t] = sum_i a_ij G[i, index[j,t]]: over A transposed if ``deterministic``, else atomically."""
     if deterministic:
         offsets, rows, perm = _transpose_once(indptr, indices, len(index))
         weights = None if values is None else values[perm]
@@ -127,11 +125,11 @@ def cbsr_sddmm(
 
 
 def sddmm(
-    indptr: Int[Tensor, "n+1"],
-    indices: Int[Tensor, "nnz"],
+    indptr: Int[Tensor, " n+1"],
+    indices: Int[Tensor, " nnz"],
     y: Float[Tensor, "n d"],
     x: Float[Tensor, "m d"],
-) -> Float[Tensor, "nnz"]:
+) -> Float[Tensor, " nnz"]:
     """For each entry e = (i, j) of A: the inner product of Y[i,:] and X[j,:]; see :func:`reference.sddmm`."""
     out = torch.empty(len(indices), dtype=_wide(x), device=x.device)
     triton_sddmm.sddmm(row_of_entry(indptr, len(indices)), indices, y, x, out)
@@ -139,13 +137,13 @@ def sddmm(
 
 
 def cbsr_edge_dots(
-    indptr: Int[Tensor, "n+1"],
-    indices: Int[Tensor, "nnz"],
+    indptr: Int[Tensor, " n+1"],
+    indices: Int[Tensor, " nnz"],
     grad: Float[Tensor, "n d"],
     features: Float[Tensor, "m k"],
     index: Int[Tensor, "m k"],
-    count: Int[Tensor, "m"] | None,
-) -> Float[Tensor, "nnz"]:
+    count: Int[Tensor, " m"] | None,
+) -> Float[Tensor, " nnz"]:
     """For each entry e = (i, j) of A: sum_t G[i, index[j,t]] features[j,t]."""
     out = torch.empty(len(indices), dtype=_wide(grad), device=grad.device)
     triton_sddmm.edge_dots(row_of_entry(indptr, len(indices)), indices, grad, features, index, count, out)

@@ -5,7 +5,6 @@ A program takes EDGES entries whatever rows they are of, so that degrees do not 
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from jaxtyping import Float, Int
@@ -60,29 +59,38 @@ def edge_dots_kernel(
 
 
 def sddmm(
-    rows: Int[Tensor, "nnz"],
-    indices: Int[Tensor, "nnz"],
+    rows: Int[Tensor, " nnz"],
+    indices: Int[Tensor, " nnz"],
     y: Float[Tensor, "n d"],
     x: Float[Tensor, "m d"],
-    out: Float[Tensor, "nnz"],
+    out: Float[Tensor, " nnz"],
 ) -> None:
     """Write Y[i,:] . X[j,:] for each entry (i, j) into ``out``."""
     entries, columns = len(indices), x.shape[1]
     if not entries:
         return
     sddmm_kernel[(triton.cdiv(entries, EDGES),)](
-        rows, indices, y, x, out, entries, columns, SUM=accumulator(x), EDGES=EDGES, COLUMNS=column_tile(columns)
+        rows,
+        indices,
+        y,
+        x,
+        out,
+        entries,
+        columns,
+        SUM=accumulator(x),
+        EDGES=EDGES,
+        COLUMNS=column_tile(columns),
     )
 
 
 def edge_dots(
-    rows: Int[Tensor, "nnz"],
-    indices: Int[Tensor, "nnz"],
+    rows: Int[Tensor, " nnz"],
+    indices: Int[Tensor, " nnz"],
     grad: Float[Tensor, "n d"],
     features: Float[Tensor, "m k"],
     index: Int[Tensor, "m k"],
-    count: Int[Tensor, "m"] | None,
-    out: Float[Tensor, "nnz"],
+    count: Int[Tensor, " m"] | None,
+    out: Float[Tensor, " nnz"],
 ) -> None:
     """Write sum_t G[i, index[j,t]] V[j,t] for each entry (i, j) into ``out``."""
     entries, k = len(indices), index.shape[1]

@@ -1,18 +1,18 @@
 """Triton kernels of A X: row by row, and by degree-bucketed blocks (Xie et al., Accel-GCN, ICCAD 2023).
 
-A program computes a tile of the result: one row, or the rows of one block of equal degree, times some columns. It reads
-a few entries of A a step and the same columns of the rows of X that they name, in contiguous runs, and keeps the sums
-in registers. Where rows of a block have equal degree the work of a step is a rectangle, so that no program waits for
-its longest row, and the reduction inside a row needs no atomics. Segments of long rows meet in a scratch array and are
-added in their order, which makes results independent of timing.
+A program computes a tile of the result: one row, or the rows of one block of equal degree, times some
+columns. It reads a few entries of A a step and the same columns of the rows of X that they name, in
+contiguous runs, and keeps the sums in registers. Where rows of a block have equal degree the work of a step
+is a rectangle, so that no program waits for its longest row, and the reduction inside a row needs no atomics.
+Segments of long rows meet in a scratch array and are added in their order, which makes results independent of
+timing.
 
-Loops are ``while`` loops because bounds come from memory: the interpreter of Triton cannot count such a ``for`` with
-every NumPy.
+Loops are ``while`` loops because bounds come from memory: the interpreter of Triton cannot count such a
+``for`` with every NumPy.
 """
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
@@ -21,8 +21,8 @@ import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .layout import BucketLayout
-from .triton_launch import Tiles, accumulator, column_tile, interpreted, launch_tuned
+from tradeoff.engines.kernels.layout import BucketLayout
+from tradeoff.engines.kernels.triton_launch import Tiles, accumulator, column_tile, launch_tuned
 
 
 @triton.jit
@@ -99,9 +99,10 @@ def blocks_kernel(
 @triton.jit
 def segments_kernel(
     blocks, first_block, order, indices, values, x, out, columns,
-    WEIGHTED: tl.constexpr, SUM: tl.constexpr, EDGES: tl.constexpr, COLUMNS: tl.constexpr, ATOMIC: tl.constexpr,
+    WEIGHTED: tl.constexpr, SUM: tl.constexpr, EDGES: tl.constexpr, COLUMNS: tl.constexpr,
+    ATOMIC: tl.constexpr,
 ):  # fmt: skip
-    """A segment of a long row times COLUMNS columns: into a row of its own, or added to its row of the result."""
+    """A segment of a long row times COLUMNS columns: into a row of its own, or added to the result."""
     segment = tl.program_id(0).to(tl.int64)
     record = blocks + (first_block + segment) * 4
     at = tl.load(record + 2).to(tl.int64)
@@ -145,15 +146,18 @@ def join_kernel(bounds, rows, parts, out, columns, SUM: tl.constexpr, COLUMNS: t
 
 
 TILES = [
-    Tiles(edges, columns, warps) for edges in (16, 32, 64) for columns in (32, 64, 128) for warps in (1, 2, 4, 8)
+    Tiles(edges, columns, warps)
+    for edges in (16, 32, 64)
+    for columns in (32, 64, 128)
+    for warps in (1, 2, 4, 8)
 ]
 """What is tried for a class of blocks on a GPU: neighbors a step, columns of a program, warps."""
 
 
 def spmm_rows(
-    indptr: Int[Tensor, "n+1"],
-    indices: Int[Tensor, "nnz"],
-    values: Float[Tensor, "nnz"] | None,
+    indptr: Int[Tensor, " n+1"],
+    indices: Int[Tensor, " nnz"],
+    values: Float[Tensor, " nnz"] | None,
     x: Float[Tensor, "m d"],
     out: Float[Tensor, "n d"],
 ) -> None:
@@ -170,7 +174,7 @@ def spmm_rows(
 
 def spmm_buckets(
     layout: BucketLayout,
-    values: Float[Tensor, "nnz"] | None,
+    values: Float[Tensor, " nnz"] | None,
     x: Float[Tensor, "m d"],
     out: Float[Tensor, "n d"],
     *,
@@ -183,7 +187,8 @@ def spmm_buckets(
         values: in that order.
         x: features.
         out: where the result goes; its rows are in their own order.
-        atomic: add segments of long rows as they come, so that sums of such rows vary from run to run, in place
+        atomic: add segments of long rows as they come, so that sums of such rows vary from run to run, in
+        place
             of joining them in order.
     """
     if not out.numel():
