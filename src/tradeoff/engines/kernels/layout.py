@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,13 +24,18 @@ class BucketLayout:
         indptr: row pointers of the sorted matrix, int64.
         indices: its columns.
         entries: where each of its entries stands in the matrix itself.
+        number: by which operators, which take tensors and numbers only, find it (:func:`layout_of`).
     """
 
     partition: BlockPartition
     indptr: Int[Tensor, " rows+1"]
     indices: Int[Tensor, " nnz"]
     entries: Int[Tensor, " nnz"]
+    number: int = field(default_factory=itertools.count(1).__next__, init=False)
     _sorted: tuple[weakref.ref[Tensor], int, Tensor] | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        _layouts[self.number] = self
 
     @classmethod
     def of(
@@ -60,15 +66,20 @@ class BucketLayout:
         return list(zip(firsts, counts.tolist(), kinds.tolist(), strict=True))
 
     @cached_property
+    def order(self) -> Int[Tensor, " rows"]:
+        """The partition's order of rows, int64."""
+        return self.partition.order.long()
+
+    @cached_property
     def empty_rows(self) -> Int[Tensor, " empty"]:
         """Rows without entries, which no block writes, int64."""
-        return self.partition.order[: self.partition.empty_rows].long()
+        return self.order[: self.partition.empty_rows]
 
     @cached_property
     def long_rows(self) -> Int[Tensor, " long"]:
         """Rows that are cut into segments, int64."""
         first = self._segment_rows.unique_consecutive()
-        return self.partition.order[first].long()
+        return self.order[first]
 
     @cached_property
     def segment_bounds(self) -> Int[Tensor, " long+1"]:
@@ -80,12 +91,24 @@ class BucketLayout:
     def _segment_rows(self) -> Int[Tensor, " segments"]:
         return self.partition.blocks[len(self.partition.blocks) - self.partition.segments :, 1].long()
 
-    def sort_values(self, values: Float[Tensor, " nnz"]) -> Float[Tensor, " nnz"]:
-        """Weights in the order of :attr:`entries`; kept while they are the same: training sorts once."""
+    def sort(self, values: Float[Tensor, " nnz"]) -> Float[Tensor, " nnz"]:
+        """Weights in the order of :attr:`entries`."""
+        return values.index_select(0, self.entries)
+
+    def sorted_once(self, values: Float[Tensor, " nnz"]) -> Float[Tensor, " nnz"]:
+        """As :meth:`sort`, kept for the next call with the same weights."""
         if self._sorted is not None:
             known, version, result = self._sorted
             if known() is values and version == values._version:
                 return result
-        result = values.index_select(0, self.entries)
+        result = self.sort(values)
         self._sorted = (weakref.ref(values), values._version, result)
         return result
+
+
+_layouts: weakref.WeakValueDictionary[int, BucketLayout] = weakref.WeakValueDictionary()
+
+
+def layout_of(number: int) -> BucketLayout | None:
+    """The layout of that number, while it lives."""
+    return _layouts.get(number)

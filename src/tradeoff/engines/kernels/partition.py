@@ -19,13 +19,13 @@ it.
 
 import hashlib
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -33,7 +33,8 @@ from tradeoff.core import native
 from tradeoff.core.errors import EngineError
 
 if TYPE_CHECKING:
-    from tradeoff.engines.kernels.graph import Graph
+    from tradeoff.engines.kernels.graph import Graph, Structure
+    from tradeoff.engines.kernels.layout import BucketLayout
 
 RECORD_BYTES = 16
 """Of a record with 32-bit fields, and of a warp's in a warp-level scheme."""
@@ -129,7 +130,7 @@ class PartitionStats:
         return self.warp_level_bytes / self.bytes if self.bytes else 1.0
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class BlockPartition:
     """The blocks of a matrix's rows; see the module for its fields.
 
@@ -150,6 +151,8 @@ class BlockPartition:
     empty_rows: int
     nnz: int
     seconds: float
+    _bound: "tuple[Structure, BucketLayout] | None" = field(default=None, repr=False)
+    _transposed: "BlockPartition | None" = field(default=None, repr=False)
 
     @classmethod
     def from_indptr(
@@ -220,6 +223,71 @@ class BlockPartition:
                 f"this partition of {self.rows} rows and {self.nnz} non-zeros was made for another graph; "
                 "make one with BlockPartition.from_graph(graph)"
             )
+
+    def spmm(
+        self,
+        graph: "Graph",
+        x: Float[Tensor, "m d"],
+        *,
+        backend: str = "auto",
+        out: Float[Tensor, "n d"] | None = None,
+    ) -> Float[Tensor, "n d"]:
+        """A X by these blocks, for ``spmm(graph, x, strategy="buckets", partition=self)``, which checks.
+
+        Differentiable in x and in weights; the gradient goes by blocks of the transpose, made once.
+
+        Raises:
+            PartitionMismatch: this partition is another graph's.
+        """
+        from tradeoff.engines.kernels import buckets
+
+        layout = self.layout(graph.structure)
+        learned = graph.values is not None and graph.values.requires_grad
+        if out is not None:
+            buckets.multiply(layout, graph.values, x, out, not learned, backend)
+            return out
+        tensors: tuple[Any, ...] = (None, None, None, None)
+        transposed = None
+        if torch.is_grad_enabled() and (learned or x.requires_grad):
+            structure, perm = graph.structure.transposed()
+            transposed = self.transposed(graph.structure).layout(structure)
+            tensors = (structure.indptr, structure.indices, perm, graph.transposed_values())
+        result: Tensor = buckets.spmm_buckets(
+            *(layout.number, 0 if transposed is None else transposed.number),
+            *(graph.indptr, graph.indices, graph.values, x, *tensors),
+            *(not learned, backend),
+        )
+        return result
+
+    def layout(self, structure: "Structure") -> "BucketLayout":
+        """The entries of a matrix in the order of these blocks; sorted once, for the latest matrix.
+
+        Raises:
+            PartitionMismatch: this partition is another matrix's.
+        """
+        if self._bound is None or self._bound[0] is not structure:
+            from tradeoff.engines.kernels.layout import BucketLayout
+
+            self._bound = structure, BucketLayout.of(self, structure.indptr, structure.indices)
+        return self._bound[1]
+
+    def transposed(self, structure: "Structure") -> "BlockPartition":
+        """The partition of the transpose into blocks of the same shape; itself for a symmetric pattern."""
+        other, _ = structure.transposed()
+        if other is structure:
+            return self
+        if self._transposed is None or self._transposed.bound_to is not other:
+            shape = self.shape
+            self._transposed = BlockPartition.from_indptr(
+                other.indptr, warps=shape.warps, nnz_per_warp=shape.nnz_per_warp, compat=shape.compat
+            )
+            self._transposed.layout(other)
+        return self._transposed
+
+    @property
+    def bound_to(self) -> "Structure | None":
+        """The matrix whose entries are sorted."""
+        return None if self._bound is None else self._bound[0]
 
     def stats(self) -> PartitionStats:
         """What the partition costs and how well it fills its blocks."""

@@ -49,22 +49,10 @@ def spmm_buckets(
     layout: BucketLayout,
     values: Float[Tensor, " nnz"] | None,
     x: Float[Tensor, "m d"],
-    out: Float[Tensor, "n d"] | None = None,
-    atomic: bool = False,
-) -> Float[Tensor, "n d"]:
-    """As :func:`spmm`, a program a block of rows of equal degree.
-
-    Args:
-        layout: of the matrix and its partition.
-        values: in the matrix's own order.
-        x: features.
-        out: written and returned, if given.
-        atomic: see :func:`triton_spmm.spmm_buckets`.
-    """
-    y = x.new_empty(layout.partition.rows, x.shape[1]) if out is None else out
-    weights = None if values is None else layout.sort_values(values)
-    triton_spmm.spmm_buckets(layout, weights, x, y, atomic=atomic)
-    return y
+    out: Float[Tensor, "n d"],
+) -> None:
+    """Write A X into ``out``, a program a block of rows of equal degree; ``values`` in the layout's order."""
+    triton_spmm.spmm_buckets(layout, values, x, out)
 
 
 def maxk_select(
