@@ -43,3 +43,10 @@ def test_interpreted_kernels_agree_with_the_reference() -> None:
     result = run(HERE / "interpreted_triton.py", TRITON_INTERPRET="1")
     assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
     assert " passed" in result.stdout
+
+
+def test_kernels_compile_for_gpus_that_are_not_here() -> None:
+    """To machine code for compute capabilities 8.0 and 9.0, by the ptxas of Triton's wheel."""
+    result = run(HERE / "compiled_triton.py", TRITON_INTERPRET="0", TRITON_DEFAULT_FP_FUSION="1")
+    assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
+    assert " passed" in result.stdout
