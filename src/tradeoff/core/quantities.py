@@ -81,6 +81,9 @@ _TABLE = (
         ("period", "ns", "shortest clock period of a synthesized circuit"),
         ("power", "W", "power while working"),
         ("energy", "J", "energy for one input"),
+        ("metadata_bytes", "B", "size of the records by which a kernel finds its work"),
+        ("padding", "", "room for work that a partition reserves, over the work"),
+        ("imbalance", "", "end of the computed schedule of a partition, over that of even work"),
     ),
     *_rows(
         Direction.LOWER,
@@ -89,6 +92,8 @@ _TABLE = (
         ("latency_wan", "s", "time from input to result over the emulated wide-area network"),
         ("offline_seconds", "s", "time to prepare the correlated randomness for one batch"),
         ("training_seconds", "s", "time spent on training"),
+        ("epoch_seconds", "s", "processor time of one training epoch over the whole data"),
+        ("product_seconds", "s", "processor time (on a GPU: its time) of one product with a sparse matrix"),
         ("peak_memory", "B", "largest resident memory while working"),
         ("logit_error_max", "", "largest absolute difference of a logit from the plaintext network's"),
         ("logit_error_mean", "", "mean absolute difference of the logits from the plaintext network's"),

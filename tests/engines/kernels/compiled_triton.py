@@ -26,23 +26,23 @@ SPMM: dict[str, Any] = {"WEIGHTED": True, "SUM": tl.float32, "COLUMNS": 64}
 CBSR: dict[str, Any] = {"WEIGHTED": True, "COUNTED": True, "SUM": tl.float32, "EDGES": 16, "KEPT": 32}
 HALF = {"x": "*fp16", "out": "*fp16"}
 DOUBLE = dict.fromkeys(("values", "x", "out", "parts", "features", "grad"), "*fp64")
-KEYS = {"KEY": tl.int32, "BITS": 32, "CLIP": True, "ROWS": 16, "COLUMNS": 256, "KEPT": 32}
+KEYS = {"KEY": tl.int32, "BITS": 32, "CLIP": True, "ROWS": 8, "COLUMNS": 256, "KEPT": 32}
 
 # Kernel, its constants, and types that differ from those above.
 CASES: list[tuple[Any, dict[str, Any], dict[str, str]]] = [
     (triton_spmm.rows_kernel, {**SPMM, "EDGES": 16}, {}),
     (triton_spmm.rows_kernel, {**SPMM, "EDGES": 16, "SUM": tl.float64}, DOUBLE),
     *[
-        (triton_spmm.blocks_kernel, {**SPMM, "ROWS": rows, "EDGES": 64, "WIDTH": 64}, {})
+        (triton_spmm.blocks_kernel, {**SPMM, "ROWS": rows, "EDGES": 32, "WIDTH": 64}, {})
         for rows in (1, 2, 4, 8, 16)
     ],
     (triton_spmm.blocks_kernel, {**SPMM, "ROWS": 16, "EDGES": 32, "WIDTH": 64, "WEIGHTED": False}, HALF),
-    (triton_spmm.blocks_kernel, {**SPMM, "ROWS": 4, "EDGES": 64, "WIDTH": 64}, {"blocks": "*i64"}),
+    (triton_spmm.blocks_kernel, {**SPMM, "ROWS": 4, "EDGES": 32, "WIDTH": 64}, {"blocks": "*i64"}),
     *[(triton_spmm.segments_kernel, {**SPMM, "EDGES": 32, "ATOMIC": atomic}, {}) for atomic in (False, True)],
     (triton_spmm.join_kernel, {"SUM": tl.float32, "COLUMNS": 64}, {"rows": "*i64"}),
     (triton_maxk.maxk_kernel, KEYS, {"values": "*fp32", "rows": "i32"}),
     (triton_maxk.maxk_kernel, {**KEYS, "CLIP": False}, {"rows": "i32", "x": "*bf16", "values": "*bf16"}),
-    (triton_maxk.maxk_kernel, {**KEYS, "KEY": tl.int64, "BITS": 64}, {"rows": "i32", **DOUBLE}),
+    (triton_maxk.maxk_kernel, {**KEYS, "KEY": tl.int64, "BITS": 64, "ROWS": 4}, {"rows": "i32", **DOUBLE}),
     (triton_sddmm.sddmm_kernel, {"SUM": tl.float32, "EDGES": 32, "COLUMNS": 64}, {"rows": "*i64"}),
     (triton_sddmm.edge_dots_kernel, {**CBSR, "EDGES": 32}, {"rows": "*i64"}),
     (triton_cbsr.scatter_kernel, CBSR, {"rows": "*i64"}),

@@ -295,7 +295,7 @@ class BlockPartition:
         degree, info = blocks[:, 0], blocks[:, 3]
         long = degree > self.limit
         short_degree, rows = degree[~long], info[~long] & 0xFFFF
-        slots = np.sum(rows * self.shape.warps_per_row[short_degree] * self.shape.width[short_degree])
+        room = self.shape.warps_per_row * self.shape.width * self.shape.rows_per_block
         segment_warps = -(-info[long] // self.shape.nnz_per_warp)
         split = int(info[long].sum())
         warps = np.sum(rows * -(-short_degree // self.shape.nnz_per_warp)) + segment_warps.sum()
@@ -303,7 +303,7 @@ class BlockPartition:
             records=len(blocks),
             bytes=self.blocks.numel() * self.blocks.element_size(),
             warp_level_bytes=RECORD_BYTES * int(warps),
-            padding=(int(slots) + self.limit * int(long.sum())) / self.nnz if self.nnz else 1.0,
+            padding=int(room[short_degree].sum() + self.limit * long.sum()) / self.nnz if self.nnz else 1.0,
             split=split / self.nnz if self.nnz else 0.0,
             empty_rows=self.empty_rows,
             seconds=self.seconds,

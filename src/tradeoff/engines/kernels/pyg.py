@@ -26,6 +26,7 @@ from torch_geometric.nn.conv.gcn_conv import gcn_norm
 from tradeoff.engines.kernels.errors import GraphError
 from tradeoff.engines.kernels.functional import CBSR, cbsr_spmm, maxk, spmm
 from tradeoff.engines.kernels.graph import Graph
+from tradeoff.engines.kernels.partition import BlockPartition
 
 Edges = Tensor | Graph
 """PyG's edge list [2, edges], a torch sparse matrix A[target, source], or a :class:`Graph`."""
@@ -34,9 +35,9 @@ _MOST_REMEMBERED = 8  # forms (normalizations, weights) of one edge list
 _remembered: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
-def aggregate(graph: Graph, x: Float[Tensor, "m d"] | CBSR) -> Float[Tensor, "n d"]:
-    """The weighted sum over neighbors of dense or compressed features."""
-    return cbsr_spmm(graph, x) if isinstance(x, CBSR) else spmm(graph, x)
+def aggregate(graph: Graph, x: Float[Tensor, "m d"] | CBSR, **options: Any) -> Float[Tensor, "n d"]:
+    """The weighted sum over neighbors of dense or compressed features; ``options`` are of :func:`spmm`."""
+    return cbsr_spmm(graph, x) if isinstance(x, CBSR) else spmm(graph, x, **options)
 
 
 class _Kernels(torch_geometric.nn.MessagePassing):
@@ -44,25 +45,36 @@ class _Kernels(torch_geometric.nn.MessagePassing):
 
     Attributes:
         k: if given, neighbors send the k largest of their features only (MaxK-GNN, Peng et al., ASPLOS 2024).
+        strategy, partition: how dense features are multiplied; see :func:`spmm`.
     """
 
-    def __init__(self, *arguments: Any, k: int | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        *arguments: Any,
+        k: int | None = None,
+        strategy: str = "auto",
+        partition: BlockPartition | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__(*arguments, **options)
         self.k = k
+        self.strategy = strategy
+        self.partition = partition
 
     def _set_jittable_templates(self, raise_on_error: bool = False) -> None:
         """PyG would replace ``propagate`` by one that it generates."""
 
     def _aggregate(self, graph: Graph, x: Tensor | CBSR) -> Tensor:
-        return aggregate(graph, x if self.k is None or isinstance(x, CBSR) else maxk(x, self.k))
+        features = x if self.k is None or isinstance(x, CBSR) else maxk(x, self.k)
+        return aggregate(graph, features, strategy=self.strategy, partition=self.partition)
 
 
 class GCNConv(_Kernels, torch_geometric.nn.GCNConv):
     """The layer of Kipf and Welling, "Semi-Supervised Classification with Graph Convolutional Networks", ICLR
     2017.
 
-    Arguments and shapes are those of ``torch_geometric.nn.GCNConv``, and ``k``: send the k largest features
-    only.
+    Arguments and shapes are those of ``torch_geometric.nn.GCNConv``, and ``k`` (send the k largest features
+    only), ``strategy`` and ``partition`` (of :func:`spmm`).
 
     X' = D^-1/2 A D^-1/2 X W + b with A including self-loops and D its row sums.
     """
@@ -113,14 +125,14 @@ class SAGEConv(_Kernels, torch_geometric.nn.SAGEConv):
     """The layer of Hamilton et al., "Inductive Representation Learning on Large Graphs", NeurIPS 2017.
 
     Arguments and shapes are those of ``torch_geometric.nn.SAGEConv`` with ``aggr`` ``mean`` or ``sum``, and
-    ``k``: send the k largest features only. In a pair of features the first may be compressed
+    ``k`` (send the k largest features only), ``strategy`` and ``partition`` (of :func:`spmm`). In a pair of features the first may be compressed
     (:class:`CBSR`).
 
     x'_i = W_1 x_i + W_2 mean_j x_j
     """
 
-    def __init__(self, *arguments: Any, k: int | None = None, **options: Any) -> None:
-        super().__init__(*arguments, k=k, **options)
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
         _check_sum(self, ("mean", "sum", "add"))
 
     def propagate(self, edge_index: Edges, size: Any = None, *, x: Any) -> Tensor:  # type: ignore[override]
@@ -131,14 +143,14 @@ class SAGEConv(_Kernels, torch_geometric.nn.SAGEConv):
 class GINConv(_Kernels, torch_geometric.nn.GINConv):
     """The layer of Xu et al., "How Powerful are Graph Neural Networks?", ICLR 2019.
 
-    Arguments and shapes are those of ``torch_geometric.nn.GINConv``, and ``k``: send the k largest features
-    only.
+    Arguments and shapes are those of ``torch_geometric.nn.GINConv``, and ``k`` (send the k largest features
+    only), ``strategy`` and ``partition`` (of :func:`spmm`).
 
     x'_i = h((1 + eps) x_i + sum_j x_j)
     """
 
-    def __init__(self, *arguments: Any, k: int | None = None, **options: Any) -> None:
-        super().__init__(*arguments, k=k, **options)
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
         _check_sum(self, ("sum", "add"))
 
     def propagate(self, edge_index: Edges, size: Any = None, *, x: Any) -> Tensor:  # type: ignore[override]

@@ -89,6 +89,6 @@ def sensible(configurations: Sequence[Any], arguments: Mapping[str, Any], **cons
     for configuration in configurations:
         edges, columns = configuration.kwargs["EDGES"], configuration.kwargs["COLUMNS"]
         elements = edges * columns / (32 * configuration.num_warps)  # of a thread, twice: features and sums
-        if columns <= narrow and edges >= known["ROWS"] and 8 <= elements <= 64:
+        if columns <= narrow and edges >= known["ROWS"] and 8 <= elements <= 16:
             kept.append(configuration)
     return kept

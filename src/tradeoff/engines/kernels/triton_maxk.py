@@ -14,7 +14,7 @@ import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor
 
-_TILE = 4096  # elements of a program's rows
+_TILE_BYTES = 8192  # of a program's rows, as keys: what its registers hold
 
 
 @triton.jit
@@ -89,8 +89,8 @@ def maxk_select(
         count.zero_()
         return
     width = triton.next_power_of_2(columns)
-    together = max(1, min(16, _TILE // width))
     double = x.dtype == torch.float64
+    together = max(1, min(16, _TILE_BYTES // (width * (8 if double else 4))))
     maxk_kernel[(triton.cdiv(rows, together),)](
         x, values, index, count, rows, columns, k,
         KEY=tl.int64 if double else tl.int32, BITS=64 if double else 32, CLIP=clip, ROWS=together,
