@@ -84,6 +84,7 @@ _TABLE = (
         ("metadata_bytes", "B", "size of the records by which a kernel finds its work"),
         ("padding", "", "room for work that a partition reserves, over the work"),
         ("imbalance", "", "end of the computed schedule of a partition, over that of even work"),
+        ("average_degree", "", "entries of a row of the graph, on average"),
     ),
     *_rows(
         Direction.LOWER,
@@ -94,6 +95,9 @@ _TABLE = (
         ("training_seconds", "s", "time spent on training"),
         ("epoch_seconds", "s", "processor time of one training epoch over the whole data"),
         ("product_seconds", "s", "processor time (on a GPU: its time) of one product with a sparse matrix"),
+        ("preprocessing_seconds", "s", "time to prepare a graph for its products"),
+        ("slowdown", "", "time over that of this project's product by rows, measured by turns"),
+        ("training_loss", "", "the training objective on the training examples after the last step"),
         ("peak_memory", "B", "largest resident memory while working"),
         ("logit_error_max", "", "largest absolute difference of a logit from the plaintext network's"),
         ("logit_error_mean", "", "mean absolute difference of the logits from the plaintext network's"),

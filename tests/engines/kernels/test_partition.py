@@ -23,7 +23,7 @@ from tradeoff.nn.graphs import PUBLISHED, published_degrees
 
 BORDERS = [0, 1, 31, 32, 33, 64, 65, 96, 97, 128, 129, 191, 192, 193, 383, 384, 385, 768, 769, 2000]
 
-# The partitions that the authors of Accel-GCN published: records, and the start of the SHA-256 of their bytes.
+# The partitions that the authors of Accel-GCN published: records, and how the SHA-256 of their bytes starts.
 PUBLISHED_PARTITIONS = {
     "am": (79178, "2aa3e1f980ab9f7e"),
     "amazon0601": (38682, "ad29422b9eb888c0"),

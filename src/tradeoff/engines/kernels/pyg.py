@@ -125,8 +125,8 @@ class SAGEConv(_Kernels, torch_geometric.nn.SAGEConv):
     """The layer of Hamilton et al., "Inductive Representation Learning on Large Graphs", NeurIPS 2017.
 
     Arguments and shapes are those of ``torch_geometric.nn.SAGEConv`` with ``aggr`` ``mean`` or ``sum``, and
-    ``k`` (send the k largest features only), ``strategy`` and ``partition`` (of :func:`spmm`). In a pair of features the first may be compressed
-    (:class:`CBSR`).
+    ``k`` (send the k largest features only), ``strategy`` and ``partition`` (of :func:`spmm`). In a pair of
+    features the first may be compressed (:class:`CBSR`).
 
     x'_i = W_1 x_i + W_2 mean_j x_j
     """

@@ -1,7 +1,8 @@
 """How evenly ways to cut a matrix fill a GPU: a computed schedule, not a timing.
 
-A GPU has ``slots`` places for blocks of ``warps`` warps; blocks start in order, each in the place that is free first, and a
-block takes as long as its longest warp has non-zeros. Its end over that of perfectly even work is the imbalance.
+A GPU has ``slots`` places for blocks of ``warps`` warps; blocks start in order, each in the place that is
+free first, and a block takes as long as its longest warp has non-zeros. Its end over that of perfectly even
+work is the imbalance.
 """
 
 import heapq
