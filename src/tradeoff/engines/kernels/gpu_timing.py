@@ -34,11 +34,11 @@ def median_seconds(
         for _ in range(warmups):
             call()
     scratch = torch.empty(_FLUSHED_BYTES if flush else 0, dtype=torch.int8, device="cuda")
-    events: dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = {name: [] for name in candidates}
+    events: dict[str, list[tuple[torch.Event, torch.Event]]] = {name: [] for name in candidates}
     for _ in range(runs):
         for name, call in candidates.items():
             scratch.zero_()
-            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start, end = (torch.Event(device="cuda", enable_timing=True) for _ in range(2))
             start.record()
             call()
             end.record()

@@ -78,13 +78,13 @@ class BucketLayout:
     @cached_property
     def long_rows(self) -> Int[Tensor, " long"]:
         """Rows that are cut into segments, int64."""
-        first = self._segment_rows.unique_consecutive()
+        first = torch.unique_consecutive(self._segment_rows)
         return self.order[first]
 
     @cached_property
     def segment_bounds(self) -> Int[Tensor, " long+1"]:
         """First segment of each long row, and the number of segments, int64."""
-        _, counts = self._segment_rows.unique_consecutive(return_counts=True)
+        _, counts = torch.unique_consecutive(self._segment_rows, return_counts=True)
         return torch.nn.functional.pad(counts.cumsum(0), (1, 0))
 
     @property

@@ -313,7 +313,7 @@ class BlockPartition:
 def checksum(indptr: Int[Tensor, " rows+1"]) -> bytes:
     """16 bytes that tell one ``indptr`` from another."""
     pointers = np.ascontiguousarray(indptr.detach().cpu().numpy().astype(np.int64, copy=False))
-    return hashlib.blake2b(memoryview(pointers).cast("B"), digest_size=16).digest()
+    return hashlib.blake2b(pointers.view(np.uint8).data, digest_size=16).digest()
 
 
 def reference_partition(
@@ -363,8 +363,9 @@ def reference_partition(
 
 def _ranges(counts: NDArray[Any]) -> NDArray[np.int64]:
     """0 to count - 1 for each count, one after another."""
-    ends = np.cumsum(counts)
-    return np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - counts, counts)
+    ends = np.cumsum(counts, dtype=np.int64)
+    result: NDArray[np.int64] = np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - counts, counts)
+    return result
 
 
 def _record_type(indptr: NDArray[np.int64]) -> type[np.int32] | type[np.int64]:

@@ -40,7 +40,7 @@ def aggregate(graph: Graph, x: Float[Tensor, "m d"] | CBSR, **options: Any) -> F
     return cbsr_spmm(graph, x) if isinstance(x, CBSR) else spmm(graph, x, **options)
 
 
-class _Kernels(torch_geometric.nn.MessagePassing):
+class _Kernels(torch_geometric.nn.MessagePassing):  # type: ignore[misc]
     """What the layers share: no templates of PyG, and messages that may be compressed.
 
     Attributes:
@@ -69,7 +69,7 @@ class _Kernels(torch_geometric.nn.MessagePassing):
         return aggregate(graph, features, strategy=self.strategy, partition=self.partition)
 
 
-class GCNConv(_Kernels, torch_geometric.nn.GCNConv):
+class GCNConv(_Kernels, torch_geometric.nn.GCNConv):  # type: ignore[misc]
     """The layer of Kipf and Welling, "Semi-Supervised Classification with Graph Convolutional Networks", ICLR
     2017.
 
@@ -79,7 +79,9 @@ class GCNConv(_Kernels, torch_geometric.nn.GCNConv):
     X' = D^-1/2 A D^-1/2 X W + b with A including self-loops and D its row sums.
     """
 
-    def forward(  # type: ignore[override]
+    _cached_edge_index: Any  # PyG clears it with the parameters
+
+    def forward(
         self,
         x: Float[Tensor, "nodes in"],
         edge_index: Edges,
@@ -105,10 +107,10 @@ class GCNConv(_Kernels, torch_geometric.nn.GCNConv):
                 return _typed(_matrix(edges, weights, size, self.flow), dtype)
             if isinstance(edges, Tensor) and edges.layout == torch.strided:
                 _check_list(edges, weights, len(x))
-                normalized = gcn_norm(
+                normalized, scaled = gcn_norm(
                     edges, weights, len(x), self.improved, self.add_self_loops, self.flow, dtype
                 )
-                return _typed(_matrix(*normalized, size, self.flow), dtype)
+                return _typed(_matrix(normalized, scaled, size, self.flow), dtype)
             if self.improved:
                 raise GraphError("improved=True takes an edge list")
             graph = _weighted(_matrix(edges, weights, size, self.flow), dtype)
@@ -121,7 +123,7 @@ class GCNConv(_Kernels, torch_geometric.nn.GCNConv):
         return graph
 
 
-class SAGEConv(_Kernels, torch_geometric.nn.SAGEConv):
+class SAGEConv(_Kernels, torch_geometric.nn.SAGEConv):  # type: ignore[misc]
     """The layer of Hamilton et al., "Inductive Representation Learning on Large Graphs", NeurIPS 2017.
 
     Arguments and shapes are those of ``torch_geometric.nn.SAGEConv`` with ``aggr`` ``mean`` or ``sum``, and
@@ -135,12 +137,12 @@ class SAGEConv(_Kernels, torch_geometric.nn.SAGEConv):
         super().__init__(*arguments, **options)
         _check_sum(self, ("mean", "sum", "add"))
 
-    def propagate(self, edge_index: Edges, size: Any = None, *, x: Any) -> Tensor:  # type: ignore[override]
+    def propagate(self, edge_index: Edges, size: Any = None, *, x: Any) -> Tensor:
         """The mean (or sum) over the sources of each target."""
         return _propagate(self, edge_index, size, x, mean=self.aggr == "mean")
 
 
-class GINConv(_Kernels, torch_geometric.nn.GINConv):
+class GINConv(_Kernels, torch_geometric.nn.GINConv):  # type: ignore[misc]
     """The layer of Xu et al., "How Powerful are Graph Neural Networks?", ICLR 2019.
 
     Arguments and shapes are those of ``torch_geometric.nn.GINConv``, and ``k`` (send the k largest features
@@ -153,7 +155,7 @@ class GINConv(_Kernels, torch_geometric.nn.GINConv):
         super().__init__(*arguments, **options)
         _check_sum(self, ("sum", "add"))
 
-    def propagate(self, edge_index: Edges, size: Any = None, *, x: Any) -> Tensor:  # type: ignore[override]
+    def propagate(self, edge_index: Edges, size: Any = None, *, x: Any) -> Tensor:
         """The sum over the sources of each target."""
         return _propagate(self, edge_index, size, x, mean=False)
 
@@ -236,10 +238,13 @@ def _remember(
 ) -> Graph:
     """What ``build`` gave for these very tensors, unless one was written to since; else what it gives."""
     if isinstance(edges, Graph):
-        edges, weights = edges.structure.indices, edges.values
+        weights = edges.values
+        edges = edges.structure.indices
     if weights is not None and weights.requires_grad:
         return build()
-    known: dict[Any, tuple[Any, Graph]] = _remembered.setdefault(edges, {})
+    if edges not in _remembered:
+        _remembered[edges] = {}
+    known: dict[Any, tuple[Any, Graph]] = _remembered[edges]
     key = (*key, edges._version, None if weights is None else (id(weights), weights._version))
     if key in known:
         weight_of, graph = known[key]

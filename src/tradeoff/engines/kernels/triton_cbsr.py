@@ -9,6 +9,8 @@ backward product adds into the compressed gradient with atomics, a row of G read
 end.
 """
 
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+
 from __future__ import annotations
 
 import torch

@@ -39,7 +39,8 @@ def accumulator(x: Tensor) -> tl.dtype:
 
 def column_tile(columns: int, most: int = 64) -> int:
     """Columns of a program: a power of two between 16 and ``most``."""
-    return max(16, min(most, triton.next_power_of_2(columns)))
+    width: int = triton.next_power_of_2(columns)
+    return max(16, min(most, width))
 
 
 def launch_tuned(

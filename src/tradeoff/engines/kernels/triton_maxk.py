@@ -6,6 +6,8 @@ as many steps as a key has bits, and needs no sorting; ties go to the lowest col
 2024; clipped to positive values it is the D-ReLU of Luo et al., DR-CircuitGNN, 2025.
 """
 
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+
 from __future__ import annotations
 
 import torch

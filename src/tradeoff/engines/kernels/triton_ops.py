@@ -144,7 +144,9 @@ def _wide(x: Tensor) -> torch.dtype:
 
 def _transpose_once(indptr: Tensor, indices: Tensor, num_columns: int) -> tuple[Tensor, Tensor, Tensor]:
     """The transpose of a matrix, kept as long as its ``indices`` live: backward passes meet it again."""
-    known: tuple[Tensor, Tensor, Tensor] | None = _transposes.get(indices)
+    known: tuple[Tensor, Tensor, Tensor] | None = None
+    if indices in _transposes:
+        known = _transposes[indices]
     if known is None or len(known[0]) != num_columns + 1:
         known = _transposes[indices] = transpose(indptr, indices, num_columns)
     return known

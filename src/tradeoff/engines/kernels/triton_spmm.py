@@ -11,6 +11,8 @@ Loops are ``while`` loops because bounds come from memory: the interpreter of Tr
 ``for`` with every NumPy.
 """
 
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+
 from __future__ import annotations
 
 from typing import Any

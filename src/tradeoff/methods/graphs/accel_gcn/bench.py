@@ -5,6 +5,8 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
+from operator import matmul
 from typing import Any
 
 import torch
@@ -75,8 +77,8 @@ def available_peers(device: str, wanted: Iterable[str] = PEERS) -> list[str]:
 def our_products(graph: Graph, x: Float[Tensor, "m d"], partition: BlockPartition) -> dict[str, Product]:
     """By rows and by buckets; results are allocated at each call, as those of the peers."""
     return {
-        "rows": lambda: spmm(graph, x, strategy="rows"),
-        "buckets": lambda: spmm(graph, x, strategy="buckets", partition=partition),
+        "rows": partial(spmm, graph, x, strategy="rows"),
+        "buckets": partial(spmm, graph, x, strategy="buckets", partition=partition),
     }
 
 
@@ -85,21 +87,20 @@ def peer_products(graph: Graph, x: Float[Tensor, "m d"], peers: Iterable[str]) -
     products: dict[str, Product] = {}
     for name in peers:
         if name in ("torch", "cusparse"):
-            products[name] = _sparse_tensor_product(graph, x)
+            products[name] = partial(matmul, _sparse_tensor(graph), x)
         elif name == "scipy":
             matrix, array = graph.to_scipy(), x.numpy()
-            products[name] = lambda matrix=matrix, array=array: matrix @ array
+            products[name] = partial(matmul, matrix, array)
         elif name == "pyg":
             from torch_geometric.utils import spmm as pyg_spmm
 
-            adjacency = _sparse_tensor(graph)
-            products[name] = lambda adjacency=adjacency: pyg_spmm(adjacency, x)
+            products[name] = partial(pyg_spmm, _sparse_tensor(graph), x)
         elif name == "dgl":
             import dgl
 
             indptr, indices = graph.indptr, graph.indices.long()
             other = dgl.sparse.from_csr(indptr, indices, _weights(graph), shape=graph.shape)
-            products[name] = lambda other=other: dgl.sparse.spmm(other, x)
+            products[name] = partial(dgl.sparse.spmm, other, x)
     return products
 
 
@@ -186,8 +187,3 @@ def _sparse_tensor(graph: Graph) -> Tensor:
     indptr = graph.indptr.int() if graph.nnz < 2**31 else graph.indptr
     indices = graph.indices.to(indptr.dtype)
     return torch.sparse_csr_tensor(indptr, indices, _weights(graph), graph.shape, check_invariants=False)
-
-
-def _sparse_tensor_product(graph: Graph, x: Tensor) -> Product:
-    matrix = _sparse_tensor(graph)
-    return lambda: matrix @ x

@@ -25,7 +25,7 @@ def _graphs(outcomes: Outcomes, job: str) -> list[str]:
 
 def smaller_metadata(outcomes: Outcomes) -> Finding:
     """Warp-level over block-level bytes on graphs of low degree: near 12, the warps of a block."""
-    numbers = {}
+    numbers: dict[str, float] = {}
     for name in _graphs(outcomes, "partition"):
         cells = outcomes.where(job="partition", graph=name)
         if cells.where("accel-gcn").mean("average_degree") < _LOW_DEGREE:
@@ -39,7 +39,8 @@ def smaller_metadata(outcomes: Outcomes) -> Finding:
 
 def better_balance(outcomes: Outcomes) -> Finding:
     """The schedule ends before that of warp-level groups on every graph of low degree, at every seed."""
-    numbers, holds = {}, True
+    numbers: dict[str, float | str | int] = {}
+    holds = True
     for name in _graphs(outcomes, "partition"):
         cells = outcomes.where(job="partition", graph=name)
         ours, warps = cells.where("accel-gcn").paired(cells.where("warp-chunks"), "imbalance")
@@ -51,7 +52,7 @@ def better_balance(outcomes: Outcomes) -> Finding:
 
 def equal_training(outcomes: Outcomes) -> Finding:
     """The last losses of training by blocks and by torch.sparse differ by rounding only."""
-    numbers = {}
+    numbers: dict[str, float] = {}
     for name in _graphs(outcomes, "training"):
         cells = outcomes.where(job="training", graph=name)
         ours, theirs = cells.where("accel-gcn").paired(cells.where("torch"), "training_loss")
@@ -80,7 +81,12 @@ def faster_than(peer: str, factor: float, outcomes: Outcomes) -> Finding:
         ours, theirs = same.paired(cell, "product_seconds")
         ratios += [b / a for a, b in zip(ours, theirs, strict=True)]
     mean = geometric_mean(ratios)
-    numbers = {"speedup": mean, "paper": factor, "least": min(ratios), "largest": max(ratios)}
+    numbers: dict[str, float | str | int] = {
+        "speedup": mean,
+        "paper": factor,
+        "least": min(ratios),
+        "largest": max(ratios),
+    }
     return Finding(verdict=Verdict.HOLDS if mean >= factor else Verdict.FAILS, numbers=numbers)
 
 

@@ -102,8 +102,8 @@ def _show_partition(graph: "Graph", partition: "BlockPartition") -> dict[str, An
     stats, warps = partition.stats(), partition.shape.warps
     typer.echo(
         f"{graph.num_rows:,} rows, {graph.nnz:,} non-zeros: {stats.records:,} blocks, {stats.bytes:,} bytes "
-        f"({stats.metadata_ratio:.1f} times fewer than one record a warp), padding {stats.padding:.2f}, {stats.split:.0%} in rows cut into segments, "
-        f"made in {stats.seconds:.3f} s"
+        f"({stats.metadata_ratio:.1f} times fewer than one record a warp), padding {stats.padding:.2f}, "
+        f"{stats.split:.0%} in rows cut into segments, made in {stats.seconds:.3f} s"
     )
     costs = {
         "row per warp": row_per_warp_costs(graph, warps),
@@ -127,7 +127,7 @@ def _show_products(times: "list[ProductTimes]", device: str) -> None:
     names = list(times[0].seconds)
     ours = "buckets" if device == "cuda" else "rows"
     unit = "GPU" if device == "cuda" else "processor"
-    table = Table(title=f"{unit} ms of one product, results allocated (times as fast as {ours})")
+    table = Table(title=f"{unit} ms of a product, result allocated (times as fast as {ours}; geometric mean)")
     table.add_column("columns", justify="right")
     for name in names:
         table.add_column(name, justify="right")
@@ -137,7 +137,7 @@ def _show_products(times: "list[ProductTimes]", device: str) -> None:
         ]
         table.add_row(str(row.width), *cells)
     means = [geometric_mean(row.seconds[ours] / row.seconds[name] for row in times) for name in names]
-    table.add_row("geometric mean", *(f"{mean:.2f}" for mean in means))
+    table.add_row("mean", *(f"{mean:.2f}" for mean in means))
     Console().print(table)
 
 

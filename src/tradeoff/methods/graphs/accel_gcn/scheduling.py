@@ -67,4 +67,5 @@ def _longest_of(costs: NDArray[np.int64], warps: int) -> NDArray[np.int64]:
     """The largest of each ``warps`` costs."""
     padded = np.zeros(-(-len(costs) // warps) * warps, np.int64)
     padded[: len(costs)] = costs
-    return padded.reshape(-1, warps).max(1, initial=0)
+    longest: NDArray[np.int64] = padded.reshape(-1, warps).max(1, initial=0)
+    return longest

@@ -198,7 +198,7 @@ def _peer(name: str, graph: Graph) -> tuple[dict[str, Any], torch.Tensor]:
     targets = torch.repeat_interleave(torch.arange(graph.num_rows, device=graph.device), graph.degrees())
     weights = graph.values
 
-    class Weighted(GCNConv):
+    class Weighted(GCNConv):  # type: ignore[misc]
         def forward(self, x: torch.Tensor, edge_index: torch.Tensor) -> torch.Tensor:
             result: torch.Tensor = super().forward(x, edge_index, weights)
             return result

@@ -54,7 +54,7 @@ def train(
             started = time.process_time()
         optimizer.zero_grad()
         loss = nn.functional.cross_entropy(model(x, adjacency)[train_mask], y[train_mask])
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step()
         losses.append(loss.detach())
     values = torch.stack(losses).tolist()  # on a GPU: after all has run
