@@ -1,12 +1,15 @@
-"""Sparse products on a GPU: by blocks, by rows, and by cuSPARSE, DGL and PyTorch Geometric where they are installed.
+"""Sparse products on a GPU: by blocks, by rows, and by cuSPARSE, DGL and PyTorch Geometric where they are
+installed.
 
-Medians of 100 calls after 20 that are not counted, by CUDA events, all candidates by turns; every product is compared
-with float64 first. Example:
+Medians of 100 calls after 20 that are not counted, by CUDA events, all candidates by turns; every product is
+compared with float64 first. Example:
 
-    python benchmarks/spmm_gpu.py --graphs reddit.npz like:arxiv pl200k --dims 16 32 64 128 --flush --json out.json
+    python benchmarks/spmm_gpu.py --graphs reddit.npz like:arxiv pl200k --dims 16 32 64 128 --flush --json
+    out.json
 
-Graphs are .npz files of scipy.sparse (SuiteSparse, OGB or Reddit, saved by you), names of data sets, or texts as
-`tradeoff accel-gcn bench --help` gives them. Without a CUDA device the script says so and ends with status 2.
+Graphs are .npz files of scipy.sparse (SuiteSparse, OGB or Reddit, saved by you), names of data sets, or texts
+as `tradeoff accel-gcn bench --help` gives them. Without a CUDA device the script says so and ends with status
+2.
 """
 
 import argparse
@@ -30,20 +33,20 @@ GRAPHS = ["like:arxiv", "like:artist", "pl200k", "road1m", "reddit23k"]
 def products(graph: Graph, width: int, options: argparse.Namespace) -> dict[str, float]:
     """Seconds of each candidate at one width; those with dense features are checked before."""
     partition = BlockPartition.from_graph(graph)
-    x = torch.randn(graph.num_columns, width, device="cuda")
+    x = torch.randn(graph.num_columns, width, device=graph.device)
     candidates = bench.our_products(graph, x, partition) | bench.peer_products(graph, x, options.present)
     bench.check_product(graph, x, candidates)
     if options.backward:
-        leaf = x.requires_grad_()
+        leaf = x.clone().requires_grad_()
+        grad = torch.randn(graph.num_rows, width, device=graph.device)
 
         def backward() -> None:
-            spmm(graph, leaf, strategy="buckets", partition=partition).backward(x.detach()[: graph.num_rows])
+            spmm(graph, leaf, strategy="buckets", partition=partition).backward(grad)
 
-        if graph.num_rows == graph.num_columns:
-            candidates["buckets, forward and backward"] = backward
+        candidates["buckets, forward and backward"] = backward
     for k in options.maxk:
         if k < width:
-            features = maxk(x.detach(), k)
+            features = maxk(x, k)
             for deterministic in (False, True):
                 name = f"k={k}, {'bitmaps' if deterministic else 'atomics'}"
                 candidates[name] = lambda f=features, d=deterministic: cbsr_spmm(graph, f, deterministic=d)

@@ -275,11 +275,19 @@ def test_claims_of_speed_are_undecided_without_a_gpu_or_the_peer() -> None:
             finding = claim.evaluate(outcomes)
             assert finding.verdict is Verdict.UNDECIDED
             assert "reason" in finding.numbers
-    both = Outcomes([product("accel-gcn", 1.0), product("cusparse", 1.3)])
-    assert speed[0].evaluate(both).verdict is Verdict.HOLDS
-    slow = Outcomes([product("accel-gcn", 1.0), product("cusparse", 1.1)])
-    assert speed[0].evaluate(slow).verdict is Verdict.FAILS
-    assert speed[1].evaluate(both).verdict is Verdict.UNDECIDED
+
+    def timed(*ratios: float) -> Outcomes:
+        pairs = [
+            [product("accel-gcn", 1.0, graph=f"g{n}"), product("cusparse", ratio, graph=f"g{n}")]
+            for n, ratio in enumerate(ratios)
+        ]
+        return Outcomes(sum(pairs, []))
+
+    assert speed[0].evaluate(timed(1.3, 1.4, 1.35)).verdict is Verdict.HOLDS
+    assert speed[0].evaluate(timed(1.0, 1.1, 1.05)).verdict is Verdict.FAILS
+    assert speed[0].evaluate(timed(0.8, 1.9, 1.2)).verdict is Verdict.UNDECIDED
+    assert speed[0].evaluate(timed(1.3)).verdict is Verdict.UNDECIDED
+    assert speed[1].evaluate(timed(1.3, 1.4, 1.35)).verdict is Verdict.UNDECIDED
 
 
 def test_recipes() -> None:
