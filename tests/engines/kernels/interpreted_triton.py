@@ -261,9 +261,9 @@ def test_compressed_products(width: int, k: int, clip: bool, weighted: bool) -> 
 
 
 def test_deterministic_products_repeat_bit_by_bit() -> None:
-    indptr, indices, values = matrix([40, 1, 60, 0, 17], 70)
-    features, index, _ = reference.maxk_select(torch.randn(70, 64), 9, False, "raise")
-    grad = torch.randn(5, 64)
+    indptr, indices, values = matrix([20, 1, 0, 17], 30)
+    features, index, _ = reference.maxk_select(torch.randn(30, 64), 9, False, "raise")
+    grad = torch.randn(4, 64)
     forward = [
         triton_ops.cbsr_spmm(indptr, indices, values, features, index, None, 64, True) for _ in range(5)
     ]
@@ -374,7 +374,7 @@ def test_the_kernels_that_ran_are_named() -> None:
 def test_random_matrices_agree_with_the_reference() -> None:
     """Small ones of any shape, all operators."""
     generator = random.Random(0)
-    for case in range(12):
+    for case in range(6):
         rows, columns, width = generator.randint(1, 8), generator.randint(1, 20), generator.randint(1, 40)
         degrees = [generator.choice([0, 1, 2, columns]) for _ in range(rows)]
         degrees = [min(degree, columns) for degree in degrees]

@@ -38,6 +38,7 @@ def run(path: Path, **environment: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
+@pytest.mark.slow
 def test_interpreted_kernels_agree_with_the_reference() -> None:
     """TRITON_INTERPRET is read when triton is imported, hence the other process."""
     result = run(HERE / "interpreted_triton.py", TRITON_INTERPRET="1")
@@ -45,6 +46,7 @@ def test_interpreted_kernels_agree_with_the_reference() -> None:
     assert " passed" in result.stdout
 
 
+@pytest.mark.slow
 def test_kernels_compile_for_gpus_that_are_not_here() -> None:
     """To machine code for compute capabilities 8.0 and 9.0, by the ptxas of Triton's wheel."""
     result = run(HERE / "compiled_triton.py", TRITON_INTERPRET="0", TRITON_DEFAULT_FP_FUSION="1")

@@ -145,14 +145,12 @@ def _show_training(
     graph: "Graph", warps: int, nnz_per_warp: int, epochs: int, device: str
 ) -> dict[str, dict[str, Any]]:
     """Train on random features and labels: what counts here is time and that the losses are equal."""
-    from functools import partial
-
     import torch
-    from torch_geometric.nn import GCNConv
 
     from tradeoff.engines.kernels import BlockPartition
 
-    from .model import GCN
+    from .bench import sparse_tensor
+    from .model import GCN, peer_conv
     from .training import train
 
     features, classes = 64, 16
@@ -165,7 +163,7 @@ def _show_training(
     candidates: dict[str, tuple[dict[str, Any], Any]] = {
         "rows": ({"strategy": "rows"}, normalized),
         "buckets": ({"strategy": "buckets", "partition": partition}, normalized),
-        "torch.sparse": ({"conv": partial(GCNConv, normalize=False)}, normalized.to_torch()),
+        "torch.sparse": ({"conv": peer_conv()}, sparse_tensor(normalized)),
     }
     results = {}
     for name, (options, adjacency) in candidates.items():

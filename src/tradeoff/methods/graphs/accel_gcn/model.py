@@ -70,9 +70,21 @@ class GCN(nn.Module):
         return x
 
 
-def _conv() -> Callable[..., nn.Module]:
+def peer_conv() -> Callable[..., nn.Module]:
+    """PyTorch Geometric's own layer, for a matrix that is normalized.
+
+    Raises:
+        MissingExtra: it is not installed.
+    """
     try:
-        from tradeoff.engines.kernels.pyg import GCNConv
+        from torch_geometric.nn import GCNConv
     except ImportError as error:
         raise MissingExtra("torch_geometric", "graphs") from error
+    return partial(GCNConv, normalize=False)
+
+
+def _conv() -> Callable[..., nn.Module]:
+    peer_conv()
+    from tradeoff.engines.kernels.pyg import GCNConv
+
     return GCNConv

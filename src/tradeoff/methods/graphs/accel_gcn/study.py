@@ -15,9 +15,9 @@ from tradeoff.data.graphs import LOADERS, NodeData, load, load_structure
 from tradeoff.engines.kernels import BlockPartition, Graph
 from tradeoff.nn.graphs import Adjacency, generate
 
-from .bench import available_peers, time_products
+from .bench import available_peers, sparse_tensor, time_products
 from .claims import CLAIMS
-from .model import GCN
+from .model import GCN, peer_conv
 from .scheduling import SLOTS, accel_gcn_costs, imbalance, row_per_warp_costs, warp_chunk_costs
 from .training import train
 
@@ -189,21 +189,21 @@ def _training(trial: Trial, recipe: AccelGcnRecipe, context: Context) -> dict[st
 
 def _peer(name: str, graph: Graph) -> tuple[dict[str, Any], torch.Tensor]:
     """PyG's own layers: on a torch sparse matrix, or on an edge list with weights."""
-    try:
-        from torch_geometric.nn import GCNConv
-    except ImportError as error:
-        raise MissingExtra("torch_geometric", "graphs") from error
+    conv = peer_conv()
     if name == "torch":
-        return {"conv": partial(GCNConv, normalize=False)}, graph.to_torch()
+        return {"conv": conv}, sparse_tensor(graph)
     targets = torch.repeat_interleave(torch.arange(graph.num_rows, device=graph.device), graph.degrees())
-    weights = graph.values
 
-    class Weighted(GCNConv):  # type: ignore[misc]
+    class Weighted(torch.nn.Module):
+        def __init__(self, in_dim: int, out_dim: int) -> None:
+            super().__init__()
+            self.layer = conv(in_dim, out_dim)
+
         def forward(self, x: torch.Tensor, edge_index: torch.Tensor) -> torch.Tensor:
-            result: torch.Tensor = super().forward(x, edge_index, weights)
+            result: torch.Tensor = self.layer(x, edge_index, graph.values)
             return result
 
-    return {"conv": partial(Weighted, normalize=False)}, torch.stack([graph.indices.long(), targets])
+    return {"conv": Weighted}, torch.stack([graph.indices.long(), targets])
 
 
 @lru_cache(maxsize=1)
