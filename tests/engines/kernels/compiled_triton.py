@@ -52,6 +52,8 @@ CASES: list[tuple[Any, dict[str, Any], dict[str, str]]] = [
     (triton_cbsr.push_kernel, {**CBSR, "COLUMNS": 256}, {}),
     (triton_cbsr.pull_kernel, {**CBSR, "COLUMNS": 256}, {"rows": "*i32"}),
 ]
+# One case of each kernel.
+FIRST = list({case[0].__name__: case for case in reversed(CASES)}.values())
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -69,8 +71,11 @@ def compiled(kernel: Any, constants: dict[str, Any], types: dict[str, str], capa
     return triton.compile(source, target=GPUTarget("cuda", capability, 32))
 
 
-@pytest.mark.parametrize("capability", [80, 90])
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case[0].__name__)
+@pytest.mark.parametrize(
+    ("case", "capability"),
+    [*((case, 90) for case in CASES), *((case, 80) for case in FIRST)],
+    ids=lambda value: value[0].__name__ if isinstance(value, tuple) else f"sm_{value}",
+)
 def test_to_machine_code(
     case: tuple[Any, dict[str, Any], dict[str, str]], capability: int, tmp_path: Path
 ) -> None:
@@ -86,6 +91,29 @@ def test_to_machine_code(
     ).stdout
     registers, stack = (int(re.search(rf"{word}:(\d+)", usage)[1]) for word in ("REG", "STACK"))
     assert stack == 0, f"{registers} registers do not suffice: {usage}"
+
+
+@pytest.mark.parametrize("case", FIRST, ids=lambda case: case[0].__name__)
+def test_numbers_that_are_one_and_arrays_that_are_absent(
+    case: tuple[Any, dict[str, Any], dict[str, str]],
+) -> None:
+    """At launch Triton makes constants of them, so that other code is compiled."""
+    kernel, constants, types = case
+    names = inspect.signature(kernel.fn).parameters
+    special: dict[str, Any] = {
+        name: 1 for name in names if {**TYPES, **types}.get(name) == "i32" and name not in constants
+    }
+    for flag, array in (("WEIGHTED", "values"), ("COUNTED", "count"), ("CLIP", "count")):
+        if flag in names:
+            special |= {flag: False, array: None}
+    assert compiled(kernel, constants | special, types, 90).asm["cubin"]
+
+
+def test_the_tuner_prunes_with_what_a_launch_gives_it() -> None:
+    tuner = triton_launch._tuner(triton_spmm.blocks_kernel, tuple(triton_spmm.TILES))
+    tuner.nargs = {"columns": 33}
+    kept = tuner.prune_configs({"ROWS": 16, "WIDTH": 64, "WEIGHTED": True, "SUM": tl.float32})
+    assert kept == triton_launch.sensible(tuner.configs, {"ROWS": 16, "WIDTH": 64})
 
 
 def test_every_kernel_is_among_the_cases() -> None:
