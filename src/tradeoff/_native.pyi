@@ -6,11 +6,13 @@ Arrays are contiguous and on the CPU. Written are ``out``, ``masked``, ``linear`
 
 from collections.abc import Sequence
 
-from numpy import uint32, uint64
+from numpy import int32, int64, uint32, uint64
 from numpy.typing import NDArray
 
 _Ring = NDArray[uint64] | NDArray[uint32]
 _Words = NDArray[uint64]
+_Pointers = NDArray[int64]
+_Order = NDArray[int32]
 
 def instruction_set() -> str: ...
 def relay_packets(links: Sequence[tuple[int, int, float, float]], stop: int) -> None: ...
@@ -78,4 +80,14 @@ def deal_truncated_relu(
     shift: int,
     out: _Ring,
     threads: int,
+) -> None: ...
+def sort_by_degree(indptr: _Pointers, order: _Order) -> None: ...
+def count_blocks(indptr: _Pointers, limit: int, rows_per_block: _Pointers) -> int: ...
+def cut_blocks(
+    indptr: _Pointers,
+    order: _Order,
+    limit: int,
+    rows_per_block: _Pointers,
+    width: _Pointers,
+    blocks: _Order | _Pointers,
 ) -> None: ...
