@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+import scipy.sparse
 import torch
 
 from tradeoff.engines.kernels import BackendError
@@ -47,7 +48,7 @@ def test_unknown_peers_and_empty_means() -> None:
 @pytest.mark.slow
 def test_the_command(tradeoff, tmp_path) -> None:
     file = tmp_path / "graph.npz"
-    np.savez(file, indptr=np.array([0, 1, 3]), indices=np.array([1, 0, 1]))
+    scipy.sparse.save_npz(file, scipy.sparse.csr_array(np.array([[0.0, 2], [1, 1]])))
     done = tradeoff(
         "kernels", "bench", "--graph", str(file), "--dim", "4", "--rounds", "1", "--json", "-", cwd=tmp_path
     )

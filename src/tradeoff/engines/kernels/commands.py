@@ -29,8 +29,8 @@ app = typer.Typer(
 
 _GRAPH_HELP = (
     "Repeat for several: rmat:SCALE:DEGREE, pl:NODES:DEGREE:EXPONENT, road:SIDE, community:NODES:DEGREE, "
-    "like:arxiv (a stand-in of a published graph), pl200k, pl1m, road1m, reddit23k, or a file.npz of indptr "
-    "and indices."
+    "like:arxiv (a stand-in of a published graph), pl200k, pl1m, road1m, reddit23k, or a file.npz of "
+    "scipy.sparse.save_npz."
 )
 
 
