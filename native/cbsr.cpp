@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "arrays.h"
+#include "cbsr_expand.h"
 #include "chunks.h"
 #include "module.h"
 #include "simd.h"
@@ -16,6 +17,7 @@ namespace tradeoff {
 namespace {
 
 constexpr Index kAhead = 6;        // entries of A to fetch compressed rows before they are needed
+constexpr Index kExpansion = 5;    // the cost of expanding a vector, in halves of the addition of one value
 constexpr Index kRowGrain = 1024;  // rows of a compressed matrix worth a thread
 
 // The m x d matrix with k entries in each row.
@@ -105,7 +107,22 @@ void cbsr_spmm(Array1<int64_t> indptr, Array1<Column> indices, Maybe1<T> weights
     const auto *pointers = reinterpret_cast<const Index *>(indptr.data());
     const Compressed<T, Place> h{values.data(), index.data(), pointer(count), Index(values.shape(1))};
     nb::gil_scoped_release release;
-    parallel_rows(pointers, rows, nnz * h.k + rows * width, threads, [&](Index begin, Index end) {
+    const Index work = nnz * h.k + rows * width;
+#if TRADEOFF_X86
+    if constexpr (std::is_same_v<T, float>) {
+        const Index vectors = (width + 15) / 16;
+        const auto expand = avx512::expand_rows_for<Column>(vectors);
+        if (isa() == Isa::avx512 && expand && 2 * h.k >= kExpansion * vectors) {
+            const std::vector<uint16_t> masks =
+                avx512::column_masks(h.index, h.count, Index(values.shape(0)), h.k, vectors, threads);
+            return parallel_rows(pointers, rows, work, threads, [&](Index begin, Index end) {
+                expand(pointers, indices.data(), pointer(weights), h.values, masks.data(), h.k, y.data(), width, nnz,
+                       begin, end);
+            });
+        }
+    }
+#endif
+    parallel_rows(pointers, rows, work, threads, [&](Index begin, Index end) {
         rows_times_compressed(pointers, indices.data(), pointer(weights), h, y.data(), width, nnz, begin, end);
     });
 }

@@ -4,13 +4,12 @@ import numpy as np
 import pytest
 import scipy.sparse
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tradeoff.engines.kernels import Graph, GraphError, native_ops, reference, spmm
 
 
-@settings(max_examples=60, deadline=None)
 @given(n=st.integers(1, 20), m=st.integers(1, 20), nnz=st.integers(0, 80), seed=st.integers(0, 10**6))
 def test_coordinates_in_any_order_are_added_up(n: int, m: int, nnz: int, seed: int) -> None:
     generator = np.random.default_rng(seed)
@@ -77,7 +76,6 @@ def test_isolated_nodes_have_weight_zero() -> None:
     assert graph.normalize("none") is graph
 
 
-@settings(max_examples=40, deadline=None)
 @given(n=st.integers(0, 25), m=st.integers(0, 25), seed=st.integers(0, 10**6))
 def test_transposes_of_both_backends(random_graph, n: int, m: int, seed: int) -> None:
     graph = random_graph(n, m, 0.3, seed)

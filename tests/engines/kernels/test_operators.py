@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -12,7 +12,6 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-3, tor
 
 shapes = st.tuples(st.integers(0, 40), st.integers(0, 40), st.integers(0, 150))
 widths = st.sampled_from([0, 1, 7, 8, 16, 17, 31, 48, 63, 64, 65, 100, 128, 144, 200, 256, 257, 300])
-cases = settings(max_examples=60, deadline=None)
 
 
 def close(result: Tensor, exact: Tensor, scale: Tensor) -> None:
@@ -37,7 +36,6 @@ def slow_select(x: Tensor, k: int) -> tuple[list[list[int]], list[list[float]]]:
 
 
 class TestSpmm:
-    @cases
     @given(
         shape=shapes,
         width=widths,
@@ -97,7 +95,6 @@ class TestSpmm:
 
 
 class TestSelection:
-    @cases
     @given(rows=st.integers(0, 20), width=st.integers(1, 300), seed=st.integers(0, 10**6), data=st.data())
     def test_equals_a_sort(self, backend, features, rows, width, seed, data) -> None:
         k = data.draw(st.integers(1, width))
@@ -162,7 +159,6 @@ class TestSelection:
 
 
 class TestCompressed:
-    @cases
     @given(
         shape=shapes, weighted=st.booleans(), clip=st.booleans(), seed=st.integers(0, 10**6), data=st.data()
     )
@@ -190,7 +186,6 @@ class TestCompressed:
             dots, (grad.double()[row] * kept[column]).sum(1), (grad.double()[row] * kept[column]).abs().sum(1)
         )
 
-    @cases
     @given(shape=shapes, width=widths, seed=st.integers(0, 10**6))
     def test_sampled_products_equal_dense(self, backend, random_graph, features, shape, width, seed) -> None:
         graph = random_graph(shape[0], shape[1], 0.3, seed)

@@ -280,13 +280,13 @@ def sddmm(
     if isinstance(x, CBSR):
         index, count = _on_device("x", x.index, x.count, graph)
         offsets = graph.structure.column_offsets if dense.requires_grad else None
-        result: Tensor = operators.cbsr_edge_dots(
+        dots: Tensor = operators.cbsr_edge_dots(
             graph.indptr, graph.indices, y, dense, index, count, offsets, backend
         )
-        return result
-    transposed = _transposed(graph, dense, y)
-    result: Tensor = operators.sddmm(graph.indptr, graph.indices, y, dense, *transposed, backend)
-    return result
+    else:
+        transposed = _transposed(graph, dense, y)
+        dots = operators.sddmm(graph.indptr, graph.indices, y, dense, *transposed, backend)
+    return dots
 
 
 def _needs_grad(graph: Graph, *tensors: Tensor) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor
 from tradeoff.engines.kernels import operators
 from tradeoff.engines.kernels.errors import GraphError
 from tradeoff.engines.kernels.partition import BlockPartition
-from tradeoff.engines.kernels.reference import column_dtype, row_of_entry
+from tradeoff.engines.kernels.reference import column_dtype, row_of_entry, swallow_beta_warning
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -361,6 +361,7 @@ class Graph:
 
     def to_torch(self) -> Tensor:
         """A torch sparse CSR tensor that shares the row pointers and values."""
+        swallow_beta_warning()
         return torch.sparse_csr_tensor(
             self.indptr, self.indices.long(), self._weights(), self.shape, check_invariants=False
         )

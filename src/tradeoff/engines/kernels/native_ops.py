@@ -1,6 +1,6 @@
-"""The raw operators in C++: multithreaded, AVX2 or AVX-512 where the processor has it; see :mod:`reference`.
+"""The raw operators in C++: multithreaded, with AVX2 or AVX-512 where they are; see :mod:`reference`.
 
-Tensors are handed over as they are, results are written into new ones. The interpreter lock is released meanwhile.
+Tensors are handed over as they are, and results written into new ones, without the lock of the interpreter.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def cbsr_gather(
 ) -> Float[Tensor, "m k"]:
     """``dense`` at the columns of a compressed matrix."""
     wide = _widened(dense)
-    values = _empty(*index.shape, wide)
+    values = _empty(index.shape[0], index.shape[1], wide)
     _native().cbsr_gather(*_arrays(wide, index, count, values), torch.get_num_threads())
     return values.to(dense.dtype)
 
@@ -107,7 +107,7 @@ def cbsr_sddmm(
     if column_offsets is None:
         column_offsets = torch.zeros(index.shape[0] + 1, dtype=torch.int64)
         torch.cumsum(torch.bincount(indices, minlength=index.shape[0]), 0, out=column_offsets[1:])
-    result = _empty(*index.shape, wide)
+    result = _empty(index.shape[0], index.shape[1], wide)
     arrays = _arrays(indptr, indices, values, wide, index, count, column_offsets, result)
     _native().cbsr_sddmm(*arrays, torch.get_num_threads())
     return result.to(grad.dtype)

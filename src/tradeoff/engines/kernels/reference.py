@@ -132,7 +132,7 @@ def cbsr_sddmm(
     if not indices.numel() or not grad.shape[1]:
         product = wide.new_zeros(index.shape[0], grad.shape[1])
     else:
-        _swallow_beta_warning()
+        swallow_beta_warning()
         size = (index.shape[0], indptr.numel() - 1)
         weights = _ones_if_none(values, indices, wide)
         # The arrays that are A by rows are its transpose by columns.
@@ -220,13 +220,13 @@ def _ones_if_none(values: Tensor | None, indices: Tensor, like: Tensor) -> Tenso
 
 
 def _matrix(indptr: Tensor, indices: Tensor, values: Tensor, num_columns: int) -> Tensor:
-    _swallow_beta_warning()
+    swallow_beta_warning()
     size = (indptr.numel() - 1, num_columns)
     return torch.sparse_csr_tensor(indptr, indices.long(), values, size, check_invariants=False)
 
 
 @functools.cache
-def _swallow_beta_warning() -> None:
+def swallow_beta_warning() -> None:
     """torch says once in each process that sparse CSR is in beta."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
