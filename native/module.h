@@ -7,3 +7,4 @@ void register_tun_relay(nanobind::module_& m);
 void register_ring(nanobind::module_& m);
 void register_bits(nanobind::module_& m);
 void register_elementwise(nanobind::module_& m);
+void register_maxk_fused(nanobind::module_& m);

@@ -6,11 +6,13 @@ Arrays are contiguous and on the CPU. Written are ``out``, ``masked``, ``linear`
 
 from collections.abc import Sequence
 
-from numpy import uint32, uint64
+from numpy import float32, int16, uint8, uint32, uint64
 from numpy.typing import NDArray
 
 _Ring = NDArray[uint64] | NDArray[uint32]
 _Words = NDArray[uint64]
+_Floats = NDArray[float32]
+_Columns = NDArray[uint8] | NDArray[int16]
 
 def instruction_set() -> str: ...
 def relay_packets(links: Sequence[tuple[int, int, float, float]], stop: int) -> None: ...
@@ -78,4 +80,13 @@ def deal_truncated_relu(
     shift: int,
     out: _Ring,
     threads: int,
+) -> None: ...
+def cbsr_linear(
+    values: _Floats, index: _Columns, weight: _Floats, add: _Floats, out: _Floats, threads: int
+) -> None: ...
+def cbsr_linear_values(
+    grad: _Floats, weight: _Floats, index: _Columns, out: _Floats, threads: int
+) -> None: ...
+def cbsr_linear_weight(
+    grad: _Floats, values: _Floats, index: _Columns, out: _Floats, threads: int
 ) -> None: ...
