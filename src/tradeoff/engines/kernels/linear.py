@@ -37,7 +37,7 @@ def cbsr_linear(
     native = all(each.dtype == torch.float32 and each.device.type == "cpu" for each in operands)
     if not native or backends.native_linear() is None or features.count is not None:
         return reference(features, weight, add_to)
-    result: Tensor = _Linear.apply(values, features.index, weight, add_to)
+    result: Tensor = _CompressedLinear.apply(values, features.index, weight, add_to)
     return result
 
 
@@ -46,7 +46,7 @@ def reference(features: CBSR, weight: Tensor, add_to: Tensor) -> Tensor:
     return add_to + functional.linear(features.to_dense(), weight)
 
 
-class _Linear(torch.autograd.Function):
+class _CompressedLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, index: Tensor, weight: Tensor, add_to: Tensor) -> Tensor:
         values, index = values.contiguous(), index.contiguous()
