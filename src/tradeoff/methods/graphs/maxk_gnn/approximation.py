@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -28,7 +30,9 @@ def relu_by_maxk(hidden: nn.Linear, output: nn.Linear) -> nn.Sequential:
     return nn.Sequential(pairs, MaxK(width), last)
 
 
-def square_error(width: int, activation: str = "maxk", *, steps: int = 1500, seeds: int = 3) -> float:
+def square_error(
+    width: int, activation: str = "maxk", *, steps: int = 1500, seeds: Iterable[int] = range(3)
+) -> float:
     """Mean squared error with which a trained network of one hidden layer fits x^2 on [-1, 1].
 
     Args:
@@ -36,7 +40,7 @@ def square_error(width: int, activation: str = "maxk", *, steps: int = 1500, see
         activation: ``maxk`` or ``relu``.
         seeds: starts, of which the best counts.
     """
-    return min(_fit_square(width, activation, steps, seed) for seed in range(seeds))
+    return min(_fit_square(width, activation, steps, seed) for seed in seeds)
 
 
 def _fit_square(width: int, activation: str, steps: int, seed: int) -> float:

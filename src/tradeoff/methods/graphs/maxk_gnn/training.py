@@ -154,7 +154,7 @@ def fit_full_batch(
     """
 
     def loss(network: nn.Module, features: Tensor, labels: Tensor) -> Tensor:
-        return _loss(network(graph, features)[train_nodes], labels[train_nodes])
+        return node_loss(network(graph, features)[train_nodes], labels[train_nodes])
 
     return fit(model, _WholeGraph(x, y), None, config, loss=loss, callbacks=callbacks, checkpoint=checkpoint)
 
@@ -240,7 +240,8 @@ class _ProfileOne(Callback):
         self.breakdown = Breakdown(dict(state["seconds"]), state["epoch"])
 
 
-def _loss(logits: Tensor, labels: Tensor) -> Tensor:
+def node_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of one class a node, or binary cross-entropy of several labels (float)."""
     if labels.is_floating_point():
         return functional.binary_cross_entropy_with_logits(logits, labels)
     return functional.cross_entropy(logits, labels)
