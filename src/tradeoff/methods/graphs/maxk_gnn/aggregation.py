@@ -122,6 +122,7 @@ def choices(graph: Graph) -> dict[tuple[int, int, Direction], Choice]:
 
 @torch.no_grad()
 def _calibrate(graph: Graph, num_columns: int, k: int, direction: Direction) -> Choice:
+    graph = graph.to(dtype=torch.float32)
     generator = torch.Generator().manual_seed(0)
     dense = torch.randn(max(graph.shape), num_columns, generator=generator)
     features = maxk(dense[: graph.num_columns], k)

@@ -55,4 +55,4 @@ def _fit_square(width: int, activation: str, steps: int, seed: int) -> float:
         loss = functional.mse_loss(network(x), x * x)
         loss.backward()
         optimizer.step()
-    return float(loss)
+    return float(loss.detach())

@@ -218,7 +218,7 @@ def _linear(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:
 def _k_of_layers(k: int | Sequence[int] | None, hidden: int, layers: int) -> list[int | None]:
     if k is None:
         return [None] * layers
-    ks = [k] * layers if isinstance(k, int) else list(k)
+    ks = list(k) if isinstance(k, Sequence) else [k] * layers
     _check(len(ks) == layers, f"k has {len(ks)} numbers for {layers} layers; give one, or one for each layer")
     for each in ks:
         _check(_whole(each) and 1 <= each <= hidden, f"k is a whole number from 1 to hidden={hidden}, not {each!r}")
