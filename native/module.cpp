@@ -10,5 +10,6 @@ NB_MODULE(_native, m) {
     register_bits(m);
     register_elementwise(m);
     register_maxk_fused(m);
+    register_partition(m);
     m.def("instruction_set", &tradeoff::isa_name, "The instruction set in use: avx512, avx2 or portable");
 }

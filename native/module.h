@@ -8,3 +8,4 @@ void register_ring(nanobind::module_& m);
 void register_bits(nanobind::module_& m);
 void register_elementwise(nanobind::module_& m);
 void register_maxk_fused(nanobind::module_& m);
+void register_partition(nanobind::module_& m);

@@ -6,13 +6,15 @@ Arrays are contiguous and on the CPU. Written are ``out``, ``masked``, ``linear`
 
 from collections.abc import Sequence
 
-from numpy import float32, int16, uint8, uint32, uint64
+from numpy import float32, int16, int32, int64, uint8, uint32, uint64
 from numpy.typing import NDArray
 
 _Ring = NDArray[uint64] | NDArray[uint32]
 _Words = NDArray[uint64]
 _Floats = NDArray[float32]
 _Columns = NDArray[uint8] | NDArray[int16]
+_Pointers = NDArray[int64]
+_Order = NDArray[int32]
 
 def instruction_set() -> str: ...
 def relay_packets(links: Sequence[tuple[int, int, float, float]], stop: int) -> None: ...
@@ -89,4 +91,13 @@ def cbsr_linear_values(
 ) -> None: ...
 def cbsr_linear_weight(
     grad: _Floats, values: _Floats, index: _Columns, out: _Floats, threads: int
+def sort_by_degree(indptr: _Pointers, order: _Order) -> None: ...
+def count_blocks(indptr: _Pointers, limit: int, rows_per_block: _Pointers) -> int: ...
+def cut_blocks(
+    indptr: _Pointers,
+    order: _Order,
+    limit: int,
+    rows_per_block: _Pointers,
+    width: _Pointers,
+    blocks: _Order | _Pointers,
 ) -> None: ...
