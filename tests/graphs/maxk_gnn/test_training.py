@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from tradeoff.engines.kernels import Graph
 from tradeoff.methods.graphs.maxk_gnn import (
@@ -16,39 +17,45 @@ from tradeoff.methods.graphs.maxk_gnn import (
     traffic,
 )
 from tradeoff.methods.graphs.maxk_gnn.breakdown import PARTS, Breakdown
-from tradeoff.methods.graphs.maxk_gnn.nodes import NodeData, load_nodes
+from tradeoff.methods.graphs.maxk_gnn.nodes import load_nodes
 from tradeoff.methods.graphs.maxk_gnn.scores import score
 from tradeoff.methods.graphs.maxk_gnn.systems import build
 from tradeoff.methods.graphs.maxk_gnn.timing import time_epochs
 
 
+Communities = tuple[Graph, Tensor, Tensor, NodeSplits]
+FEATURES, CLASSES = 64, 8
+
+
 @pytest.fixture(scope="module")
-def communities() -> NodeData:
-    return load_nodes("community:1500:16:8:1.0:0.7")
+def communities() -> Communities:
+    """Graph, features, labels, splits."""
+    data, graph = load_nodes("community:1500:16:8:1.0:0.7")
+    assert (data.num_features, data.num_classes) == (FEATURES, CLASSES)
+    return graph, data.x, data.y, NodeSplits(data.train, data.validation, data.test)
 
 
-def trained(data: NodeData, system: str, k: int | None, epochs: int = 20, seed: int = 0) -> float:
+def trained(operands: Communities, system: str, k: int | None, epochs: int = 20, seed: int = 0) -> float:
     torch.manual_seed(seed)
-    model = build(system, data.x.shape[1], 64, 2, data.num_classes, k, aggregation="cbsr")
-    return train(model, data.graph, data.x, data.y, data.splits, epochs=epochs, lr=0.01, seed=seed).test_acc
+    model = build(system, FEATURES, 64, 2, CLASSES, k, aggregation="cbsr")
+    return train(model, *operands, epochs=epochs, lr=0.01, seed=seed).test_acc
 
 
-def test_quarter_of_the_features_suffices_and_one_does_not(communities: NodeData) -> None:
+def test_quarter_of_the_features_suffices_and_one_does_not(communities: Communities) -> None:
     relu, few, one = (trained(communities, *row) for row in (("relu", None), ("maxk", 16), ("maxk", 1)))
     assert abs(few - relu) <= 0.04
     assert one <= relu - 0.1
     assert relu >= trained(communities, "mlp", None) + 0.08
 
 
-def test_training_is_repeatable_and_nearly_the_same_for_any_number_of_threads(communities: NodeData) -> None:
+def test_training_is_repeatable_and_nearly_the_same_for_any_number_of_threads(communities: Communities) -> None:
     threads, histories = torch.get_num_threads(), []
     try:
         for count in (1, 1, 2):
             torch.set_num_threads(count)
             torch.manual_seed(0)
-            model = build("maxk", communities.x.shape[1], 64, 2, communities.num_classes, 8, aggregation="cbsr")
-            operands = (communities.graph, communities.x, communities.y, communities.splits)
-            histories.append(train(model, *operands, epochs=5).history.column("loss"))
+            model = build("maxk", FEATURES, 64, 2, CLASSES, 8, aggregation="cbsr")
+            histories.append(train(model, *communities, epochs=5).history.column("loss"))
     finally:
         torch.set_num_threads(threads)
     assert histories[0] == histories[1]
@@ -111,13 +118,12 @@ def test_several_labels_a_node(graph: Graph, splits: NodeSplits, scoring: str) -
     assert score(-perfect, y, scoring) == pytest.approx(0)  # type: ignore[arg-type]
 
 
-def test_breakdown_explains_the_epoch(communities: NodeData) -> None:
+def test_breakdown_explains_the_epoch(communities: Communities) -> None:
     """Another program may take the processor between two operators, so the best of several counts."""
     covered = []
     for _ in range(8):
-        model = build("maxk", communities.x.shape[1], 256, 2, communities.num_classes, 32)
-        operands = (communities.graph, communities.x, communities.y, communities.splits)
-        breakdown = train(model, *operands, epochs=3).breakdown
+        model = build("maxk", FEATURES, 256, 2, CLASSES, 32)
+        breakdown = train(model, *communities, epochs=3).breakdown
         assert set(breakdown.seconds) == set(PARTS)
         busy = ("select", "spmm_fwd", "spmm_bwd", "gemm", "norm_dropout", "optimizer")
         assert all(breakdown.seconds[part] > 0 for part in busy)
@@ -127,24 +133,25 @@ def test_breakdown_explains_the_epoch(communities: NodeData) -> None:
     assert 0.95 <= max(covered) <= 1.01
 
 
-def test_epochs_of_systems_are_timed_side_by_side(communities: NodeData) -> None:
-    sizes = (communities.x.shape[1], 32, 2, communities.num_classes)
+def test_epochs_of_systems_are_timed_side_by_side(communities: Communities) -> None:
+    sizes = (FEATURES, 32, 2, CLASSES)
     rows = {"relu": None, "maxk": 4, "simulated": 4, "torch": None}
     networks = {name: build(name, *sizes, k) for name, k in rows.items()}
-    operands = (communities.graph, communities.x, communities.y, communities.splits.train)
-    times = time_epochs(networks, *operands, rounds=1)
+    *operands, splits = communities
+    times = time_epochs(networks, *operands, splits.train, rounds=1)
     assert set(times) == set(rows)
     assert all(0 < time.aggregation < time.seconds for time in times.values())
 
 
-def test_systems_compute_the_same(communities: NodeData) -> None:
+def test_systems_compute_the_same(communities: Communities) -> None:
     """The peers must not be slower because they do something else, or faster because they do less."""
     pytest.importorskip("torch_geometric")
+    graph, x, _, _ = communities
     logits = {}
     for name, k in {"relu": None, "torch": None, "pyg": None, "maxk": 8, "simulated": 8}.items():
         torch.manual_seed(0)
-        model = build(name, communities.x.shape[1], 32, 2, communities.num_classes, k).eval()
-        logits[name] = predict(model, model.normalized(communities.graph), communities.x)
+        model = build(name, FEATURES, 32, 2, CLASSES, k).eval()
+        logits[name] = predict(model, model.normalized(graph), x)
     for first, second in (("relu", "torch"), ("relu", "pyg"), ("maxk", "simulated")):
         torch.testing.assert_close(logits[first], logits[second], rtol=1e-4, atol=1e-4)
     assert not torch.allclose(logits["relu"], logits["maxk"], atol=1e-2)

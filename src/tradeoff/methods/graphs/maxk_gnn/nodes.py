@@ -2,48 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 
-import numpy as np
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
 
+from tradeoff.data.graphs import NodeData, load
 from tradeoff.engines.kernels import Graph
 from tradeoff.nn.graphs import NAMED, Adjacency, community_labels, generate
-
-from .training import NodeSplits
 
 _COMMUNITIES, _FEATURES = 41, 64
 _SIGNAL = 0.3
 """Of the class in a generated node's features, whose noise is 1: neighbors are needed to tell classes apart."""
 
 
-@dataclass(frozen=True)
-class NodeData:
-    """A graph whose nodes are to be classified.
-
-    Attributes:
-        graph: the adjacency matrix A[target, source], as it is.
-        x: features.
-        y: classes.
-    """
-
-    graph: Graph
-    x: Float[Tensor, "n features"]
-    y: Int[Tensor, " n"]
-    splits: NodeSplits
-
-    @property
-    def num_classes(self) -> int:
-        """The number of classes."""
-        return int(self.y.max()) + 1
-
-
 @lru_cache(maxsize=2)
-def load_nodes(name: str) -> NodeData:
-    """A graph by name.
+def load_nodes(name: str) -> tuple[NodeData, Graph]:
+    """A graph by name, and its adjacency matrix as the kernels take it.
 
     Args:
         name: a data set of :mod:`tradeoff.data.graphs`, or a generated graph such as ``reddit23k`` or
@@ -53,9 +27,8 @@ def load_nodes(name: str) -> NodeData:
         DataError: no such data set, or it is not here.
         ValueError: no such generator, or a number of it is wrong.
     """
-    if name in NAMED or ":" in name:
-        return _generated(name)
-    raise NotImplementedError
+    data = _generated(name) if name in NAMED or ":" in name else load(name)
+    return data, to_graph(data.graph)
 
 
 def _generated(name: str) -> NodeData:
@@ -67,12 +40,20 @@ def _generated(name: str) -> NodeData:
     means = torch.randn(communities, _FEATURES, generator=generator)
     noise = torch.randn(adjacency.num_nodes, _FEATURES, generator=generator)
     place = torch.rand(adjacency.num_nodes, generator=generator)
-    splits = NodeSplits(place < 0.5, (place >= 0.5) & (place < 0.75), place >= 0.75)
-    return NodeData(to_graph(adjacency), _SIGNAL * means[labels] + noise, labels, splits)
+    return NodeData(
+        name=name,
+        graph=adjacency,
+        x=_SIGNAL * means[labels] + noise,
+        y=labels,
+        train=place < 0.5,
+        validation=(place >= 0.5) & (place < 0.75),
+        test=place >= 0.75,
+        num_classes=communities,
+        origin="generated",
+    )
 
 
 def to_graph(adjacency: Adjacency) -> Graph:
     """The matrix as the kernels take it; arrays are shared."""
     values = None if adjacency.values is None else torch.from_numpy(adjacency.values)
-    indptr, indices = (torch.from_numpy(np.asarray(part)) for part in (adjacency.indptr, adjacency.indices))
-    return Graph.from_csr(indptr, indices, values)
+    return Graph.from_csr(torch.from_numpy(adjacency.indptr), torch.from_numpy(adjacency.indices), values)

@@ -17,7 +17,7 @@ from tradeoff.core import Card, Context, Method, Metric, Outcome, Recipe, Trial,
 from .approximation import square_error
 from .breakdown import Breakdown
 from .claims import CLAIMS
-from .nodes import NodeData, load_nodes
+from .nodes import load_nodes
 from .systems import build
 from .timing import EpochTime, saved_bytes, time_epochs
 from .training import train
@@ -111,15 +111,14 @@ class MaxKGNNStudy(Method[MaxKRecipe]):
             for each in recipe.networks
             if (each.graph, each.hidden) == (trial.setting["graph"], trial.setting["hidden"])
         )
-        data = load_nodes(network.graph)
         metrics: dict[str, Metric] = {}
         if network.epochs and trial.variant in TRAINED:
-            metrics |= _accuracy(trial, network, recipe, data, context)
+            metrics |= _accuracy(trial, network, recipe, context)
         if trial.variant in ("relu", "maxk"):
-            k = _k(trial)
-            metrics["activation_bytes"] = counted(saved_bytes(data.graph, network.hidden, k))
+            _, graph = load_nodes(network.graph)
+            metrics["activation_bytes"] = counted(saved_bytes(graph, network.hidden, _k(trial)))
         if network.timed and trial.variant != "mlp":
-            epoch = _epoch_times(trial.seed, network, recipe, data, context)[_label(trial.variant, _k(trial))]
+            epoch = _epoch_times(trial.seed, network, recipe, context)[_label(trial.variant, _k(trial))]
             metrics["epoch_seconds"] = measured(epoch.seconds)
             metrics["aggregation_seconds"] = measured(epoch.aggregation)
         return Outcome(trial=trial, metrics=metrics)
@@ -144,17 +143,18 @@ def _label(system: str, k: int | None) -> str:
 
 
 def _accuracy(
-    trial: Trial, network: NetworkSettings, recipe: MaxKRecipe, data: NodeData, context: Context
+    trial: Trial, network: NetworkSettings, recipe: MaxKRecipe, context: Context
 ) -> dict[str, Metric]:
     """The kernels are fixed here: ``auto`` may choose otherwise in another run, and sums would round otherwise."""
+    data, graph = load_nodes(network.graph)
     torch.manual_seed(trial.seed)
-    shape = (data.x.shape[1], network.hidden, network.layers, data.num_classes, _k(trial))
+    shape = (data.num_features, network.hidden, network.layers, data.num_classes, _k(trial))
     model = build(trial.variant, *shape, dropout=recipe.dropout, aggregation="cbsr").to(context.device)
     started = time.perf_counter()
     with context.progress(None, f"{network.epochs} epochs"):
         result = train(
             model,
-            *(data.graph, data.x, data.y, data.splits),
+            *(graph.to(context.device), data.x.to(context.device), data.y.to(context.device), data),
             epochs=network.epochs,
             lr=recipe.learning_rate,
             evaluate_every=recipe.evaluate_every,
@@ -166,20 +166,21 @@ def _accuracy(
 
 
 def _epoch_times(
-    seed: int, network: NetworkSettings, recipe: MaxKRecipe, data: NodeData, context: Context
+    seed: int, network: NetworkSettings, recipe: MaxKRecipe, context: Context
 ) -> dict[str, EpochTime]:
     """All systems of a network shape in one process by turns, once for the trials of a seed."""
 
     def measure(folder: Path) -> None:
+        data, graph = load_nodes(network.graph)
         torch.manual_seed(seed)
         rows = [row for row in _systems(network, recipe) if row[0] != "mlp"]
-        sizes = (data.x.shape[1], network.hidden, network.layers, data.num_classes)
+        sizes = (data.num_features, network.hidden, network.layers, data.num_classes)
         networks = {_label(*row): build(row[0], *sizes, row[1], dropout=recipe.dropout) for row in rows}
         threads = torch.get_num_threads()
         torch.set_num_threads(recipe.timed_threads)
         try:
             with context.progress(None, f"timing {len(networks)} systems side by side"):
-                operands = (data.graph, data.x, data.y, data.splits.train)
+                operands = (graph, data.x, data.y, data.train)
                 times = time_epochs(networks, *operands, rounds=recipe.rounds)
         finally:
             torch.set_num_threads(threads)
