@@ -133,7 +133,9 @@ def test_k_equal_to_hidden_is_the_linear_network(graph: Graph, kind: Kind) -> No
     model = MaxKGNN(kind, 12, 16, 2, 5, 16, dropout=0.0, aggregation="dense").eval()
     normalized, x = model.normalized(graph), torch.randn(60, 12)
     linear = MaxKGNN(kind, 12, 16, 2, 5, None, dropout=0.0).eval()
-    linear.load_state_dict({key: v for key, v in model.state_dict().items() if key != "_extra_state"}, strict=False)
+    linear.load_state_dict(
+        {key: v for key, v in model.state_dict().items() if key != "_extra_state"}, strict=False
+    )
     for block in linear.blocks:
         block.activation = lambda x: x
     assert torch.equal(model(normalized, x), linear(normalized, x))
@@ -163,7 +165,9 @@ def test_selection_and_aggregation_do_not_depend_on_the_number_of_threads() -> N
             kept = maxk(part, 12)
             y = aggregate(graph, kept, "cbsr")
             own = cbsr_linear(kept, x[:64], torch.zeros(3000, 64))
-            gradients = torch.autograd.grad((y.sum(1) * own.sum(1)).sum(), (part, kept.values), allow_unused=True)
+            gradients = torch.autograd.grad(
+                (y.sum(1) * own.sum(1)).sum(), (part, kept.values), allow_unused=True
+            )
             results.append((kept.values, kept.index, y, own, *gradients))
     finally:
         torch.set_num_threads(threads)

@@ -48,7 +48,9 @@ def test_quarter_of_the_features_suffices_and_one_does_not(communities: Communit
     assert relu >= trained(communities, "mlp", None) + 0.08
 
 
-def test_training_is_repeatable_and_nearly_the_same_for_any_number_of_threads(communities: Communities) -> None:
+def test_training_is_repeatable_and_nearly_the_same_for_any_number_of_threads(
+    communities: Communities,
+) -> None:
     threads, histories = torch.get_num_threads(), []
     try:
         for count in (1, 1, 2):

@@ -1,4 +1,4 @@
-"""A linear layer on compressed features: H W^T reads k rows of W^T for each row of H, not all d."""
+"""Linear layers on compressed and on sparse features: only rows of W^T that are selected are read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from torch.nn import functional
 
 from tradeoff.engines.kernels import backends
 from tradeoff.engines.kernels.errors import OperandError
-from tradeoff.engines.kernels.functional import CBSR
+from tradeoff.engines.kernels.functional import CBSR, spmm
+from tradeoff.engines.kernels.graph import Graph
 
 
 def cbsr_linear(
@@ -78,3 +79,27 @@ class _CompressedLinear(torch.autograd.Function):
             native.cbsr_linear_weight(*operands, for_transposed.numpy(), threads)
             for_weight = for_transposed.t()
         return for_values, None, for_weight, grad
+
+
+def sparse_linear(
+    x: Graph, weight: Float[Tensor, "outputs features"], bias: Float[Tensor, " outputs"]
+) -> Float[Tensor, "n outputs"]:
+    """``X W^T + b`` of a sparse matrix X, such as words of texts; differentiable in W and b.
+
+    Raises:
+        OperandError: the shapes do not fit each other.
+    """
+    result: Tensor = _SparseLinear.apply(x, weight)
+    return result + bias
+
+
+class _SparseLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Graph, weight: Tensor) -> Tensor:
+        ctx.x = x
+        return spmm(x, weight.t().contiguous())
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        return None, spmm(ctx.x.transpose(), grad.contiguous()).t()

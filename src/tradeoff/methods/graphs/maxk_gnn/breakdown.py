@@ -18,6 +18,7 @@ _BACKWARD = "autograd::engine::evaluate_function"
 _RULES: tuple[tuple[str, str], ...] = (
     ("Optimizer.", "optimizer"),
     ("_CompressedLinear", "gemm"),
+    ("_SparseLinear", "gemm"),
     ("_Aggregate", "spmm"),
     ("tradeoff_kernels::maxk_select", "select"),
     ("tradeoff_kernels::cbsr_spmm", "spmm"),

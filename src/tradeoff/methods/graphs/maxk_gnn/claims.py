@@ -21,7 +21,9 @@ Numbers = dict[str, float | str]
 def as_accurate_as_relu(outcomes: Outcomes) -> Finding:
     """At k = d/8 on the real graph: not more than 1.5 points below ReLU."""
     relu = _cell(outcomes, "relu", REAL, WIDE)
-    return _named(_compare(_cell(outcomes, "maxk", REAL, WIDE, WIDE // 8), relu, -ACCURACY_MARGIN), "maxk", "relu")
+    return _named(
+        _compare(_cell(outcomes, "maxk", REAL, WIDE, WIDE // 8), relu, -ACCURACY_MARGIN), "maxk", "relu"
+    )
 
 
 def neighbors_matter(outcomes: Outcomes) -> Finding:
@@ -54,7 +56,9 @@ def faster_on_a_sparse_graph(outcomes: Outcomes) -> Finding:
 
 def approaches_the_limit(outcomes: Outcomes) -> Finding:
     """The paper's part of the Amdahl limit, at k = d/8 on the dense graph; every k is printed."""
-    return _of_limit(outcomes, lambda part: compare(part, [PAPER_OF_LIMIT] * len(part)).verdict, decisive=WIDE // 8)
+    return _of_limit(
+        outcomes, lambda part: compare(part, [PAPER_OF_LIMIT] * len(part)).verdict, decisive=WIDE // 8
+    )
 
 
 def within_the_limit(outcomes: Outcomes) -> Finding:
@@ -69,7 +73,9 @@ def within_the_limit(outcomes: Outcomes) -> Finding:
 def masks_save_nothing(outcomes: Outcomes) -> Finding:
     """MaxK as a dense mask against ReLU on the same kernels: its epochs are longer."""
     masked = outcomes.where("simulated", graph=DENSE, hidden=WIDE)
-    return _named(_compare(masked, _cell(outcomes, "relu", DENSE, WIDE), quantity="epoch_seconds"), "mask", "relu")
+    return _named(
+        _compare(masked, _cell(outcomes, "relu", DENSE, WIDE), quantity="epoch_seconds"), "mask", "relu"
+    )
 
 
 def keeps_fewer_bytes(outcomes: Outcomes) -> Finding:
@@ -97,7 +103,9 @@ def _cell(outcomes: Outcomes, variant: str, graph: str, hidden: int, k: int | No
     setting = {"graph": graph, "hidden": hidden} | ({} if k is None else {"k": k})
     found = outcomes.where(variant, **setting)
     if not found:
-        raise MissingOutcome(f"no outcome of {variant} on {graph} with hidden={hidden}" + (f", k={k}" if k else ""))
+        raise MissingOutcome(
+            f"no outcome of {variant} on {graph} with hidden={hidden}" + (f", k={k}" if k else "")
+        )
     return found
 
 
@@ -182,7 +190,9 @@ CLAIMS = (
         as_accurate_as_relu,
     ),
     Claim("Without the graph accuracy falls by 12 points", "a check of the yardstick", neighbors_matter),
-    Claim("With too few features accuracy falls", "figure of accuracy against k", too_few_features_cost_accuracy),
+    Claim(
+        "With too few features accuracy falls", "figure of accuracy against k", too_few_features_cost_accuracy
+    ),
     Claim(
         "On a graph with many neighbors training is faster than with dense features on kernels as good",
         "abstract (the factors are ours)",

@@ -31,7 +31,9 @@ def train(
     self_loops: Annotated[bool, typer.Option("--self-loops", help="Join each node with itself.")] = False,
     peers: Annotated[str, typer.Option(help="Dense systems timed beside: torch,pyg (sage only).")] = "",
     device: Annotated[str, typer.Option(help="A torch device.")] = "cpu",
-    out: Annotated[Path | None, typer.Option(help="Folder for the weights of each network (safetensors).")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the weights of each network (safetensors).")
+    ] = None,
     json: Annotated[Path | None, typer.Option(help="File for the numbers.")] = None,
 ) -> None:
     """Train the dense network and one for each k; print accuracy, epoch time, its parts and Amdahl's limit."""

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from tradeoff.engines.kernels import CBSR, Graph, spmm
 from tradeoff.engines.kernels.errors import NanError
-from tradeoff.engines.kernels.linear import cbsr_linear
+from tradeoff.engines.kernels.linear import cbsr_linear, sparse_linear
 
 from .activation import MaxK
 from .aggregation import AGGREGATIONS, Aggregation, aggregate
@@ -23,6 +23,8 @@ NORMALIZATIONS: dict[Kind, str] = {"sage": "row", "gcn": "sym", "gin": "none"}
 """How the adjacency matrix of each kind of network is scaled: mean, symmetric, sum."""
 SPARSE_LINEAR_FROM = 4
 """From this d / k on, compressed features are multiplied by weights as they are, which is faster there."""
+SPARSE_FEATURES_FROM = 16
+"""From one feature in so many that is not 0 on, a node's features are multiplied as a sparse matrix."""
 _MOST_HIDDEN = 32_768
 
 
@@ -73,7 +75,10 @@ class MaxKGNN(nn.Module):
     ) -> None:
         super().__init__()
         _check(kind in NORMALIZATIONS, f"kind is one of {', '.join(NORMALIZATIONS)}, not {kind!r}")
-        _check(aggregation in AGGREGATIONS, f"aggregation is one of {', '.join(AGGREGATIONS)}, not {aggregation!r}")
+        _check(
+            aggregation in AGGREGATIONS,
+            f"aggregation is one of {', '.join(AGGREGATIONS)}, not {aggregation!r}",
+        )
         for name, value in {"in_dim": in_dim, "hidden": hidden, "layers": layers, "out_dim": out_dim}.items():
             _check(_whole(value) and value >= 1, f"{name} is a whole number of at least 1, not {value!r}")
         _check(hidden <= _MOST_HIDDEN, f"hidden is at most {_MOST_HIDDEN:,}, not {hidden:,}")
@@ -95,17 +100,18 @@ class MaxKGNN(nn.Module):
         """
         return graph.normalize(NORMALIZATIONS[self.kind], self_loops=self_loops)
 
-    def forward(self, graph: Graph, x: Float[Tensor, "n features"]) -> Float[Tensor, "n classes"]:
+    def forward(self, graph: Graph, x: Float[Tensor, "n features"] | Graph) -> Float[Tensor, "n classes"]:
         """Logits of all nodes.
 
         Args:
             graph: of :meth:`normalized`.
+            x: features, also as the sparse matrix of :func:`sparse_if_worth`.
 
         Raises:
             NanActivation: a block is given NaN.
             OperandError: the features do not fit the graph.
         """
-        x = self.first(x)
+        x = first_layer(self.first, x)
         if self.kind != "sage":
             x = functional.relu(x)
         for block in self.blocks:
@@ -153,7 +159,9 @@ class Block(nn.Module):
         try:
             h = self.maxk.compressed(x)
         except NanError as error:
-            raise NanActivation(f"{self.name}: node {error.row} has NaN features; lower the learning rate") from None
+            raise NanActivation(
+                f"{self.name}: node {error.row} has NaN features; lower the learning rate"
+            ) from None
         return h.with_values(functional.dropout(h.values, self.dropout, self.training))
 
     def neighbors(self, graph: Graph, h: Tensor | CBSR) -> Float[Tensor, "n d"]:
@@ -209,6 +217,22 @@ class GIN(Block):
 _BLOCKS: dict[Kind, type[Block]] = {"sage": SAGE, "gcn": GCN, "gin": GIN}
 
 
+def sparse_if_worth(x: Float[Tensor, "n features"]) -> Tensor | Graph:
+    """The features as a sparse matrix where few are not 0, as with words: the first layer then costs little."""
+    if x.dtype != torch.float32 or int(x.count_nonzero()) * SPARSE_FEATURES_FROM > x.numel():
+        return x
+    row, column = x.nonzero(as_tuple=True)
+    return Graph.from_coo(row, column, x[row, column], (x.shape[0], x.shape[1]))
+
+
+def first_layer(layer: nn.Linear, x: Tensor | Graph) -> Tensor:
+    """A linear layer on dense or sparse features."""
+    if isinstance(x, Graph):
+        return sparse_linear(x, layer.weight, layer.bias)
+    result: Tensor = layer(x)
+    return result
+
+
 def _linear(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:
     layer = nn.Linear(inputs, outputs, bias)
     nn.init.xavier_uniform_(layer.weight)
@@ -221,7 +245,10 @@ def _k_of_layers(k: int | Sequence[int] | None, hidden: int, layers: int) -> lis
     ks = list(k) if isinstance(k, Sequence) else [k] * layers
     _check(len(ks) == layers, f"k has {len(ks)} numbers for {layers} layers; give one, or one for each layer")
     for each in ks:
-        _check(_whole(each) and 1 <= each <= hidden, f"k is a whole number from 1 to hidden={hidden}, not {each!r}")
+        _check(
+            _whole(each) and 1 <= each <= hidden,
+            f"k is a whole number from 1 to hidden={hidden}, not {each!r}",
+        )
     return list(ks)
 
 

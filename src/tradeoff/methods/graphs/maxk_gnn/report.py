@@ -122,7 +122,8 @@ def compare_networks(
         share=share,
         limit=None if share is None else amdahl_limit(share),
         rows=[
-            _row(row, rows.get(row), scores.get(row), time, dense, graph, hidden) for row, time in times.items()
+            _row(row, rows.get(row), scores.get(row), time, dense, graph, hidden)
+            for row, time in times.items()
         ],
     )
 

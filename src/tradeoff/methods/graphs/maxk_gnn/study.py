@@ -37,6 +37,7 @@ class NetworkSettings(pydantic.BaseModel):
         ks: features that MaxK keeps, one row each.
         epochs: of training; 0 where only time is of interest.
         timed: whether epochs are timed, with ``peers`` beside.
+        mlp: whether a network without the graph is trained beside.
     """
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
@@ -47,6 +48,7 @@ class NetworkSettings(pydantic.BaseModel):
     ks: list[Width]
     epochs: int = Field(default=0, ge=0)
     timed: bool = False
+    mlp: bool = False
 
     @pydantic.model_validator(mode="after")
     def _ks_fit(self) -> Self:
@@ -74,7 +76,9 @@ class MaxKRecipe(Recipe):
     def _can_be_run(self) -> Self:
         shapes = [(network.graph, network.hidden) for network in self.networks]
         if len(set(shapes)) < len(shapes):
-            raise ValueError("two networks have the same graph and width, so their rows could not be told apart")
+            raise ValueError(
+                "two networks have the same graph and width, so their rows could not be told apart"
+            )
         if unknown := set(self.peers) - {"torch", "pyg"}:
             raise ValueError(f"peers are torch and pyg, not {', '.join(sorted(unknown))}")
         return self
@@ -126,7 +130,7 @@ class MaxKGNNStudy(Method[MaxKRecipe]):
 
 def _systems(network: NetworkSettings, recipe: MaxKRecipe) -> list[tuple[str, int | None]]:
     """Rows of a network shape: system and k."""
-    rows: list[tuple[str, int | None]] = [("mlp", None)] if network.epochs else []
+    rows: list[tuple[str, int | None]] = [("mlp", None)] if network.mlp else []
     rows += [("relu", None), *(("maxk", k) for k in network.ks)]
     if network.timed:
         rows += [(peer, None) for peer in recipe.peers] + [("simulated", k) for k in network.ks[:1]]

@@ -12,7 +12,7 @@ from torch.nn import functional
 from tradeoff.core.errors import MissingExtra
 from tradeoff.engines.kernels import CBSR, Graph, spmm
 
-from .model import SAGE, MaxKGNN
+from .model import SAGE, MaxKGNN, first_layer
 
 SYSTEMS = ("mlp", "relu", "maxk", "simulated", "torch", "pyg")
 """``mlp``: no graph; ``relu``: dense features on our kernels; ``maxk``; ``simulated``: MaxK as a dense mask on
@@ -67,19 +67,19 @@ class MLP(nn.Module):
 
     def __init__(self, in_dim: int, hidden: int, layers: int, out_dim: int, dropout: float) -> None:
         super().__init__()
-        widths = [in_dim] + [hidden] * (layers + 1)
-        parts: list[nn.Module] = []
-        for wide, next_wide in zip(widths, widths[1:], strict=False):
-            parts += [nn.Linear(wide, next_wide), nn.LayerNorm(next_wide), nn.ReLU(), nn.Dropout(dropout)]
-        self.network = nn.Sequential(*parts, nn.Linear(hidden, out_dim))
+        self.first = nn.Linear(in_dim, hidden)
+        parts: list[nn.Module] = [nn.LayerNorm(hidden), nn.ReLU(), nn.Dropout(dropout)]
+        for _ in range(layers):
+            parts += [nn.Linear(hidden, hidden), nn.LayerNorm(hidden), nn.ReLU(), nn.Dropout(dropout)]
+        self.rest = nn.Sequential(*parts, nn.Linear(hidden, out_dim))
 
     def normalized(self, graph: Graph, self_loops: bool = False) -> Graph:
         """The graph, which is not looked at."""
         return graph
 
-    def forward(self, graph: Graph, x: Float[Tensor, "n features"]) -> Float[Tensor, "n classes"]:
+    def forward(self, graph: Graph, x: Float[Tensor, "n features"] | Graph) -> Float[Tensor, "n classes"]:
         """Logits of all nodes."""
-        logits: Tensor = self.network(x)
+        logits: Tensor = self.rest(first_layer(self.first, x))
         return logits
 
 
@@ -120,6 +120,8 @@ def _as(kind: type[SAGE], block: nn.Module) -> SAGE:
     assert isinstance(block, SAGE)
     hidden = block.neighbor_weights.out_features
     k = None if block.maxk is None else block.maxk.k
-    other = kind(block.name, hidden, k, block.dropout, not isinstance(block.norm, nn.Identity), block.aggregation)
+    other = kind(
+        block.name, hidden, k, block.dropout, not isinstance(block.norm, nn.Identity), block.aggregation
+    )
     other.load_state_dict(block.state_dict())
     return other

@@ -16,9 +16,10 @@ from tradeoff.engines.kernels import Graph, maxk
 
 from .aggregation import Aggregation, aggregate
 from .breakdown import Breakdown, profiled
+from .model import sparse_if_worth
 from .training import node_loss
 
-_PROFILES = 2
+_PROFILES = 1
 
 
 class ProcessorClock:
@@ -73,14 +74,19 @@ def time_epochs(
         graph: the adjacency matrix, as it is.
         rounds: epochs of each.
     """
+    features = sparse_if_worth(x)
     steps = {}
     for name, network in networks.items():
-        steps[name] = _step(network.train(), network.normalized(graph, self_loops=self_loops), x, y, train_nodes)  # type: ignore[operator]
+        steps[name] = _step(
+            network.train(), network.normalized(graph, self_loops=self_loops), features, y, train_nodes
+        )  # type: ignore[operator]
     timings = side_by_side(steps, rounds=rounds, clock=ProcessorClock()).timings
     return {name: EpochTime(timings[name].median, _least_disturbed(step)) for name, step in steps.items()}
 
 
-def _step(network: nn.Module, graph: Any, x: Tensor, y: Tensor, train_nodes: Tensor) -> Callable[[], None]:
+def _step(
+    network: nn.Module, graph: Any, x: Tensor | Graph, y: Tensor, train_nodes: Tensor
+) -> Callable[[], None]:
     optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
 
     def step() -> None:

@@ -20,6 +20,7 @@ from tradeoff.nn.fit import Callback, FitConfig, FitState, History, fit
 
 from .breakdown import Breakdown, profiled
 from .errors import LabelError
+from .model import sparse_if_worth
 from .scores import Scoring, score
 
 __all__ = ["NodeSplits", "Splits", "TrainResult", "fit_full_batch", "predict", "train"]
@@ -111,6 +112,7 @@ def train(
         raise ValueError(f"epochs is at least 1, not {epochs}")
     graph = model.normalized(graph, self_loops=self_loops)
     _check_operands(graph, x, y, splits, scoring)
+    features = sparse_if_worth(x)
     config = FitConfig(
         epochs=epochs,
         batch_size=1,
@@ -120,9 +122,9 @@ def train(
         schedule="constant",
         seed=seed,
     )
-    best = _KeepBest(graph, x, y, splits, scoring, evaluate_every)
+    best = _KeepBest(graph, features, y, splits, scoring, evaluate_every)
     middle = _ProfileOne(step=min(epochs - 1, max(1, epochs // 2)))
-    history = fit_full_batch(model, graph, x, y, splits.train, config, [best, middle], checkpoint)
+    history = fit_full_batch(model, graph, features, y, splits.train, config, [best, middle], checkpoint)
     if best.weights is not None:
         model.load_state_dict(best.weights)
     seconds = [s for step, s in enumerate(history.column("seconds")) if step != middle.step]
@@ -139,28 +141,38 @@ def train(
 def fit_full_batch(
     model: nn.Module,
     graph: Graph,
-    x: Tensor,
+    x: Tensor | Graph,
     y: Tensor,
     train_nodes: Tensor,
     config: FitConfig,
     callbacks: Sequence[Callback] = (),
     checkpoint: Path | None = None,
 ) -> History:
-    """:func:`tradeoff.nn.fit.fit` where the only batch is the whole graph.
+    """:func:`tradeoff.nn.fit.fit` where the only batch is all training nodes.
 
     Args:
         graph: as the model's ``forward`` needs it.
         train_nodes: whose labels are in the loss.
     """
 
-    def loss(network: nn.Module, features: Tensor, labels: Tensor) -> Tensor:
-        return node_loss(network(graph, features)[train_nodes], labels[train_nodes])
+    def loss(network: nn.Module, nodes: Tensor, labels: Tensor) -> Tensor:
+        return node_loss(network(graph, x)[nodes], labels)
 
-    return fit(model, _WholeGraph(x, y), None, config, loss=loss, callbacks=callbacks, checkpoint=checkpoint)
+    return fit(
+        model,
+        _OneBatch(train_nodes, y[train_nodes]),
+        None,
+        config,
+        loss=loss,
+        callbacks=callbacks,
+        checkpoint=checkpoint,
+    )
 
 
 @torch.no_grad()
-def predict(model: nn.Module, graph: Graph, x: Float[Tensor, "n features"]) -> Float[Tensor, "n classes"]:
+def predict(
+    model: nn.Module, graph: Graph, x: Float[Tensor, "n features"] | Graph
+) -> Float[Tensor, "n classes"]:
     """Logits in evaluation mode, without dropout, whatever mode the model is in and stays in.
 
     Args:
@@ -174,24 +186,24 @@ def predict(model: nn.Module, graph: Graph, x: Float[Tensor, "n features"]) -> F
     return logits
 
 
-class _WholeGraph:
-    """A data set of one item: the features and labels of all nodes."""
+class _OneBatch:
+    """A data set of one item: the training nodes and their labels."""
 
-    def __init__(self, x: Tensor, y: Tensor) -> None:
-        self.x, self.y = x, y
+    def __init__(self, nodes: Tensor, labels: Tensor) -> None:
+        self.nodes, self.labels = nodes, labels
 
     def __len__(self) -> int:
         return 1
 
     def __getitem__(self, index: Any, /) -> tuple[Tensor, Tensor]:
-        return self.x, self.y
+        return self.nodes, self.labels
 
 
 class _KeepBest(Callback):
     """Scores all splits after epochs and keeps the weights of the best validation score."""
 
     def __init__(
-        self, graph: Graph, x: Tensor, y: Tensor, splits: Splits, scoring: Scoring, every: int
+        self, graph: Graph, x: Tensor | Graph, y: Tensor, splits: Splits, scoring: Scoring, every: int
     ) -> None:
         self.graph, self.x, self.y, self.splits = graph, x, y, splits
         self.scoring, self.every = scoring, every
