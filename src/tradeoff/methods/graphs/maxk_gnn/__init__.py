@@ -1,4 +1,4 @@
-"""MaxK-GNN: hidden features cut to the k largest, and kernels that read only those (Peng et al., ASPLOS 2024)."""
+"""MaxK-GNN: hidden features cut to the k largest, and kernels that read only those (ASPLOS 2024)."""
 
 from tradeoff.engines.kernels import maxk
 

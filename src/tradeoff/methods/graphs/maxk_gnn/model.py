@@ -218,7 +218,7 @@ _BLOCKS: dict[Kind, type[Block]] = {"sage": SAGE, "gcn": GCN, "gin": GIN}
 
 
 def sparse_if_worth(x: Float[Tensor, "n features"]) -> Tensor | Graph:
-    """The features as a sparse matrix where few are not 0, as with words: the first layer then costs little."""
+    """The features as a sparse matrix where few are not 0, such as words: the first layer costs little."""
     if x.dtype != torch.float32 or int(x.count_nonzero()) * SPARSE_FEATURES_FROM > x.numel():
         return x
     row, column = x.nonzero(as_tuple=True)

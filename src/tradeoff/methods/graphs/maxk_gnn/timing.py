@@ -123,9 +123,6 @@ def saved_bytes(graph: Graph, hidden: int, k: int | None, aggregation: Aggregati
 
     x = torch.randn(graph.num_columns, hidden, requires_grad=True)
     with saved_tensors_hooks(pack, lambda tensor: tensor):
-        if k is None:
-            result = torch.relu(x)
-        else:
-            result = aggregate(graph, maxk(x, k), aggregation)
+        result = torch.relu(x) if k is None else aggregate(graph, maxk(x, k), aggregation)
     del result
     return sum(kept.values())
