@@ -1,8 +1,9 @@
-"""Stand-ins for the 18 graphs that Accel-GCN was measured on (Xie et al., ICCAD 2023): same size, same degrees.
+"""Stand-ins for the 18 graphs that Accel-GCN was measured on (Xie et al., ICCAD 2023): same size and degrees.
 
-What a kernel's balance depends on is the degree sequence. Of 16 graphs it is known exactly, from the partitions that
-the paper's authors published; of the other two (products, reddit) the largest degree is, and the rest is log-normal.
-Which node is joined to which is random: locality and accuracy cannot be learned from these.
+What a kernel's balance depends on is the degree sequence. Of 16 graphs it is known exactly, from the
+partitions that the paper's authors published; of the other two (products, reddit) the largest degree is, and
+the rest is log-normal. Which node is joined to which is random: locality and accuracy cannot be learned from
+these.
 """
 
 from dataclasses import dataclass
@@ -79,7 +80,8 @@ def published_degrees(name: str, seed: int = 0) -> Int64[np.ndarray, " nodes"]:
         raise ValueError(f"no published graph {name!r}; there are: {', '.join(PUBLISHED)}")
     graph = PUBLISHED[name]
     degrees = _known_degrees(name) if graph.exact else _log_normal_degrees(graph)
-    return np.random.Generator(np.random.PCG64(seed)).permutation(degrees)
+    shuffled: Int64[np.ndarray, " nodes"] = np.random.Generator(np.random.PCG64(seed)).permutation(degrees)
+    return shuffled
 
 
 @cache
