@@ -25,7 +25,7 @@ from tradeoff.methods.graphs.maxk_gnn.model import Kind
 from tradeoff.methods.graphs.maxk_gnn.timing import saved_bytes
 
 sys.path.insert(0, str(Path(__file__).parent))
-from conftest import random_graph, simulated, slow_select  # noqa: E402
+from conftest import random_graph, simulated, slow_select
 
 KINDS: tuple[Kind, ...] = ("sage", "gcn", "gin")
 

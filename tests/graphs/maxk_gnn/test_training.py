@@ -13,15 +13,14 @@ from tradeoff.methods.graphs.maxk_gnn import (
     NodeSplits,
     amdahl_limit,
     predict,
-    train,
     traffic,
+    train,
 )
 from tradeoff.methods.graphs.maxk_gnn.breakdown import PARTS, Breakdown
 from tradeoff.methods.graphs.maxk_gnn.nodes import load_nodes
 from tradeoff.methods.graphs.maxk_gnn.scores import score
 from tradeoff.methods.graphs.maxk_gnn.systems import build
 from tradeoff.methods.graphs.maxk_gnn.timing import time_epochs
-
 
 Communities = tuple[Graph, Tensor, Tensor, NodeSplits]
 FEATURES, CLASSES = 64, 8
@@ -98,9 +97,10 @@ def test_interrupted_training_ends_with_the_same_scores(
                 if self.state.epoch == 4:
                     raise KeyboardInterrupt
 
-            with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-                patch.setattr(loop._Fit, "_end_epoch", stop_later)
+            monkeypatch.setattr(loop._Fit, "_end_epoch", stop_later)
+            with pytest.raises(KeyboardInterrupt):
                 train(model, graph, x, y, splits, epochs=8, checkpoint=path)
+            monkeypatch.undo()
             torch.manual_seed(5)
             model = MaxKGNN("sage", 12, 32, 2, 3, 8)
         results.append(train(model, graph, x, y, splits, epochs=8, checkpoint=path))

@@ -21,8 +21,8 @@ __all__ = [
     "ModelError",
     "NanActivation",
     "NodeSplits",
-    "TrainResult",
     "Traffic",
+    "TrainResult",
     "aggregate",
     "amdahl_limit",
     "choices",
@@ -33,6 +33,6 @@ __all__ = [
     "profiled",
     "relu_by_maxk",
     "square_error",
-    "train",
     "traffic",
+    "train",
 ]

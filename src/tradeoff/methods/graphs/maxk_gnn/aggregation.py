@@ -115,7 +115,7 @@ def choose(graph: Graph, num_columns: int, k: int, direction: Direction) -> Choi
 
 
 def choices(graph: Graph) -> dict[tuple[int, int, Direction], Choice]:
-    """What was chosen so far for this graph with the current number of threads: (d, k, direction) -> choice."""
+    """What was chosen for this graph with the current number of threads: (d, k, direction) -> choice."""
     threads = torch.get_num_threads()
     return {key[:3]: choice for key, choice in _choices.get(graph.structure, {}).items() if key[3] == threads}
 

@@ -89,7 +89,7 @@ def profiled() -> Iterator[Breakdown]:
     """Fill a breakdown with what runs within the block, taken as one epoch."""
     breakdown = Breakdown()
     # The older of torch's profilers: it has what is needed, and writes nothing to the terminal.
-    with profile() as trace:
+    with profile() as trace:  # type: ignore[no-untyped-call]
         started = time.perf_counter()
         yield breakdown
         breakdown.epoch = time.perf_counter() - started

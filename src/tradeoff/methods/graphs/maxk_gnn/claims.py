@@ -27,7 +27,7 @@ def as_accurate_as_relu(outcomes: Outcomes) -> Finding:
 
 
 def neighbors_matter(outcomes: Outcomes) -> Finding:
-    """The yardstick itself: without the graph 12 points are lost, so accuracy says something of aggregation."""
+    """The yardstick: without the graph 12 points are lost, so accuracy says something of aggregation."""
     relu, mlp = (_cell(outcomes, name, REAL, _narrowest(outcomes)) for name in ("relu", "mlp"))
     return _named(_compare(relu, mlp, 0.12), "relu", "mlp")
 

@@ -36,7 +36,7 @@ def train(
     ] = None,
     json: Annotated[Path | None, typer.Option(help="File for the numbers.")] = None,
 ) -> None:
-    """Train the dense network and one for each k; print accuracy, epoch time, its parts and Amdahl's limit."""
+    """Train the dense network and one for each k; print accuracy, epoch time, its parts, Amdahl's limit."""
     from .report import compare_networks, write_json
 
     report = compare_networks(
@@ -86,7 +86,7 @@ def _print(report: "Report") -> None:
     console.print(table)
     if report.limit is not None:
         console.print(
-            f"aggregation is {report.share:.0%} of the dense epoch: Amdahl's limit is {report.limit:.2f} times"
+            f"aggregation takes {report.share:.0%} of the dense epoch: Amdahl's limit is {report.limit:.2f}"
         )
     for row in report.rows:
         if row.traffic_ratio is not None:

@@ -12,7 +12,7 @@ from tradeoff.nn.graphs import NAMED, Adjacency, community_labels, generate
 
 _COMMUNITIES, _FEATURES = 41, 64
 _SIGNAL = 0.3
-"""Of the class in a generated node's features, whose noise is 1: neighbors are needed to tell classes apart."""
+"""Of the class in a generated node's features, whose noise is 1: without neighbors classes look alike."""
 
 
 @lru_cache(maxsize=2)

@@ -149,7 +149,7 @@ def _label(system: str, k: int | None) -> str:
 def _accuracy(
     trial: Trial, network: NetworkSettings, recipe: MaxKRecipe, context: Context
 ) -> dict[str, Metric]:
-    """The kernels are fixed here: ``auto`` may choose otherwise in another run, and sums would round otherwise."""
+    """The kernels are fixed: ``auto`` may choose otherwise in another run, and sums would round otherwise."""
     data, graph = load_nodes(network.graph)
     torch.manual_seed(trial.seed)
     shape = (data.num_features, network.hidden, network.layers, data.num_classes, _k(trial))

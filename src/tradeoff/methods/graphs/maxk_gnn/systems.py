@@ -15,9 +15,9 @@ from tradeoff.engines.kernels import CBSR, Graph, spmm
 from .model import SAGE, MaxKGNN, first_layer
 
 SYSTEMS = ("mlp", "relu", "maxk", "simulated", "torch", "pyg")
-"""``mlp``: no graph; ``relu``: dense features on our kernels; ``maxk``; ``simulated``: MaxK as a dense mask on
-dense kernels, as the published training code has it; ``torch``: dense features on torch.sparse, with the
-transpose kept; ``pyg``: PyTorch Geometric's SAGEConv on a torch.sparse matrix."""
+"""``mlp``: no graph; ``relu``: dense features on our kernels; ``maxk``; ``simulated``: MaxK as a dense
+mask on dense kernels, as the published training code has it; ``torch``: dense features on torch.sparse,
+with the transpose kept; ``pyg``: PyTorch Geometric's SAGEConv on a torch.sparse matrix."""
 
 
 def build(
