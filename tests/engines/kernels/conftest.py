@@ -11,7 +11,12 @@ from tradeoff.engines.kernels import Graph
 
 
 def make_graph(
-    rows: int, columns: int, density: float, seed: int, weighted: bool = True, dtype: torch.dtype = torch.float32
+    rows: int,
+    columns: int,
+    density: float,
+    seed: int,
+    weighted: bool = True,
+    dtype: torch.dtype = torch.float32,
 ) -> Graph:
     """Uniformly random entries, some rows and columns empty, one row full."""
     generator = torch.Generator().manual_seed(seed)

@@ -38,8 +38,16 @@ def slow_select(x: Tensor, k: int) -> tuple[list[list[int]], list[list[float]]]:
 
 class TestSpmm:
     @cases
-    @given(shape=shapes, width=widths, weighted=st.booleans(), density=st.floats(0, 1), seed=st.integers(0, 10**6))
-    def test_equals_dense(self, backend, random_graph, features, shape, width, weighted, density, seed) -> None:
+    @given(
+        shape=shapes,
+        width=widths,
+        weighted=st.booleans(),
+        density=st.floats(0, 1),
+        seed=st.integers(0, 10**6),
+    )
+    def test_equals_dense(
+        self, backend, random_graph, features, shape, width, weighted, density, seed
+    ) -> None:
         graph = random_graph(shape[0], shape[1], density, seed, weighted)
         x = features(shape[1], width, seed=seed)
         y = spmm(graph, x, backend=backend)
@@ -143,7 +151,9 @@ class TestSelection:
         assert h.index.tolist() == [[1, 3], [2, 3]]
 
     def test_clip_keeps_positive_values_in_front(self, backend) -> None:
-        x = torch.tensor([[-1.0, 3, 0, 2, -5, 1], [-1, -2, -3, -4, -5, -6], [1, 2, 3, 4, 5, 6], [0, 7, 0, 0, 0, 0]])
+        x = torch.tensor(
+            [[-1.0, 3, 0, 2, -5, 1], [-1, -2, -3, -4, -5, -6], [1, 2, 3, 4, 5, 6], [0, 7, 0, 0, 0, 0]]
+        )
         h = maxk(x, 4, clip=True, backend=backend)
         assert h.count.tolist() == [3, 0, 4, 1]
         assert h.index.tolist() == [[1, 3, 5, 5], [0, 0, 0, 0], [2, 3, 4, 5], [1, 1, 1, 1]]
@@ -153,8 +163,12 @@ class TestSelection:
 
 class TestCompressed:
     @cases
-    @given(shape=shapes, weighted=st.booleans(), clip=st.booleans(), seed=st.integers(0, 10**6), data=st.data())
-    def test_products_equal_dense(self, backend, random_graph, features, shape, weighted, clip, seed, data) -> None:
+    @given(
+        shape=shapes, weighted=st.booleans(), clip=st.booleans(), seed=st.integers(0, 10**6), data=st.data()
+    )
+    def test_products_equal_dense(
+        self, backend, random_graph, features, shape, weighted, clip, seed, data
+    ) -> None:
         width = data.draw(st.sampled_from([1, 3, 16, 33, 64, 96, 128, 200, 256, 257, 384]))
         k = data.draw(st.integers(1, width))
         graph = random_graph(shape[0], shape[1], 0.3, seed, weighted)
@@ -172,7 +186,9 @@ class TestCompressed:
         close(back, exact.gather(1, index) * valid, scale.gather(1, index))
         row, column = dense(graph.with_values(torch.ones(graph.nnz))).nonzero(as_tuple=True)
         dots = sddmm(graph, grad, h, backend=backend)
-        close(dots, (grad.double()[row] * kept[column]).sum(1), (grad.double()[row] * kept[column]).abs().sum(1))
+        close(
+            dots, (grad.double()[row] * kept[column]).sum(1), (grad.double()[row] * kept[column]).abs().sum(1)
+        )
 
     @cases
     @given(shape=shapes, width=widths, seed=st.integers(0, 10**6))

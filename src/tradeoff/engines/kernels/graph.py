@@ -361,7 +361,9 @@ class Graph:
 
     def to_torch(self) -> Tensor:
         """A torch sparse CSR tensor that shares the row pointers and values."""
-        return torch.sparse_csr_tensor(self.indptr, self.indices.long(), self._weights(), self.shape)
+        return torch.sparse_csr_tensor(
+            self.indptr, self.indices.long(), self._weights(), self.shape, check_invariants=False
+        )
 
     def to_scipy(self) -> csr_array:
         """A scipy CSR array, on the CPU."""

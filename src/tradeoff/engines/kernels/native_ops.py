@@ -53,7 +53,10 @@ def maxk_select(
 
 
 def cbsr_dense(
-    features: Float[Tensor, "m k"], index: Int[Tensor, "m k"], count: Int[Tensor, " m"] | None, num_columns: int
+    features: Float[Tensor, "m k"],
+    index: Int[Tensor, "m k"],
+    count: Int[Tensor, " m"] | None,
+    num_columns: int,
 ) -> Float[Tensor, "m d"]:
     """The dense form of a compressed matrix."""
     wide = _widened(features)
