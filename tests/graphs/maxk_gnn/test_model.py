@@ -21,7 +21,7 @@ from tradeoff.methods.graphs.maxk_gnn import (
     square_error,
 )
 from tradeoff.methods.graphs.maxk_gnn.aggregation import _choices, choices
-from tradeoff.methods.graphs.maxk_gnn.model import Kind
+from tradeoff.methods.graphs.maxk_gnn.model import Kind, sparse_if_worth
 from tradeoff.methods.graphs.maxk_gnn.timing import saved_bytes
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -107,6 +107,20 @@ def test_compressed_linear_equals_the_dense_product(columns: int) -> None:
             results.append((result, *torch.autograd.grad(result.sin().sum(), operands)))
         for ours, theirs in zip(*results, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_sparse_features_give_the_same_logits_and_gradients(graph: Graph) -> None:
+    words = (torch.rand(60, 100) < 0.03).float()
+    sparse = sparse_if_worth(words)
+    assert isinstance(sparse, Graph)
+    assert isinstance(sparse_if_worth(torch.rand(60, 100)), Tensor)
+    model = MaxKGNN("sage", 100, 32, 1, 5, 8).eval()
+    results = []
+    for x in (words, sparse):
+        logits = model(model.normalized(graph), x)
+        results.append((logits, *torch.autograd.grad(logits.sin().sum(), tuple(model.parameters()))))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("k", [6, 20])

@@ -10,9 +10,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tradeoff.engines.kernels import CBSR, Graph, spmm
+from tradeoff.engines.kernels import CBSR, Graph, cbsr_linear, sparse_linear, spmm
 from tradeoff.engines.kernels.errors import NanError
-from tradeoff.engines.kernels.linear import cbsr_linear, sparse_linear
 
 from .activation import MaxK
 from .aggregation import AGGREGATIONS, Aggregation, aggregate

@@ -6,9 +6,9 @@ from functools import lru_cache
 
 import torch
 
-from tradeoff.data.graphs import NodeData, load
+from tradeoff.data.graphs import NodeData, load, load_structure
 from tradeoff.engines.kernels import Graph
-from tradeoff.nn.graphs import NAMED, Adjacency, community_labels, generate
+from tradeoff.nn.graphs import NAMED, Adjacency, community_labels
 
 _COMMUNITIES, _FEATURES = 41, 64
 _SIGNAL = 0.3
@@ -24,15 +24,14 @@ def load_nodes(name: str) -> tuple[NodeData, Graph]:
             ``community:NODES:DEGREE:COMMUNITIES``, which gets noisy features, and its communities as classes.
 
     Raises:
-        DataError: no such data set, or it is not here.
-        ValueError: no such generator, or a number of it is wrong.
+        DataError: no such data set or generator, a number of it is wrong, or the data is not here.
     """
     data = _generated(name) if name in NAMED or ":" in name else load(name)
     return data, to_graph(data.graph)
 
 
 def _generated(name: str) -> NodeData:
-    adjacency = generate(name)
+    adjacency = load_structure(name)
     numbers = NAMED.get(name, name).split(":")
     communities = int(numbers[3]) if numbers[0] == "community" and len(numbers) > 3 else _COMMUNITIES
     labels = torch.from_numpy(community_labels(adjacency.num_nodes, communities))

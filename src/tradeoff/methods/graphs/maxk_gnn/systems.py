@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -92,7 +93,9 @@ class _PyGNetwork(MaxKGNN):
 
     def normalized(self, graph: Graph, self_loops: bool = False) -> Any:
         """The mean over neighbors as a torch.sparse matrix: PyG's own mean on such a one is slower."""
-        return super().normalized(graph, self_loops).to_torch()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Sparse (CSR|invariant)")  # both said once by torch
+            return super().normalized(graph, self_loops).to_torch()
 
 
 class _PyGBlock(nn.Module):
