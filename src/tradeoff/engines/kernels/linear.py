@@ -38,7 +38,7 @@ def cbsr_linear(
     native = all(each.dtype == torch.float32 and each.device.type == "cpu" for each in operands)
     if not native or backends.native_linear() is None or features.count is not None:
         return reference(features, weight, add_to)
-    result: Tensor = _CompressedLinear.apply(values, features.index, weight, add_to)
+    result: Tensor = _CompressedLinear.apply(values, features.index, weight, add_to)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -89,7 +89,7 @@ def sparse_linear(
     Raises:
         OperandError: the shapes do not fit each other.
     """
-    result: Tensor = _SparseLinear.apply(x, weight)
+    result: Tensor = _SparseLinear.apply(x, weight)  # type: ignore[no-untyped-call]
     return result + bias
 
 

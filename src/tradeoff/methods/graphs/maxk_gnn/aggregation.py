@@ -61,7 +61,8 @@ def aggregate(graph: Graph, features: CBSR, aggregation: Aggregation = "auto") -
     else:
         shape = features.num_columns, features.k
         kernels = (choose(graph, *shape, "forward").kernel, choose(graph, *shape, "backward").kernel)
-    result: Tensor = _Aggregate.apply(features.values, features.index, features.num_columns, graph, *kernels)
+    operands = (features.values, features.index, features.num_columns, graph, *kernels)
+    result: Tensor = _Aggregate.apply(*operands)  # type: ignore[no-untyped-call]
     return result
 
 

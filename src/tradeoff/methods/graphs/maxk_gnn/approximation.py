@@ -53,6 +53,6 @@ def _fit_square(width: int, activation: str, steps: int, seed: int) -> float:
     for _ in range(steps):
         optimizer.zero_grad()
         loss = functional.mse_loss(network(x), x * x)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return float(loss.detach())

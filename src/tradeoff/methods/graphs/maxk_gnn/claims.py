@@ -100,8 +100,9 @@ def approximates_functions(outcomes: Outcomes) -> Finding:
 
 
 def _cell(outcomes: Outcomes, variant: str, graph: str, hidden: int, k: int | None = None) -> Outcomes:
-    setting = {"graph": graph, "hidden": hidden} | ({} if k is None else {"k": k})
-    found = outcomes.where(variant, **setting)
+    found = outcomes.where(variant, graph=graph, hidden=hidden)
+    if k is not None:
+        found = found.where(k=k)
     if not found:
         raise MissingOutcome(
             f"no outcome of {variant} on {graph} with hidden={hidden}" + (f", k={k}" if k else "")

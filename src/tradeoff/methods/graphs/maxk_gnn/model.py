@@ -115,7 +115,8 @@ class MaxKGNN(nn.Module):
             x = functional.relu(x)
         for block in self.blocks:
             x = block(graph, x)
-        return self.last(x)
+        logits: Tensor = self.last(x)
+        return logits
 
     def get_extra_state(self) -> Tensor:
         """The numbers of kept features go with the weights: 0 stands for ReLU."""
@@ -167,6 +168,11 @@ class Block(nn.Module):
         """``A h``."""
         return aggregate(graph, h, self.aggregation) if isinstance(h, CBSR) else spmm(graph, h)
 
+    def normed(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+        """Layer normalization, if the block has it."""
+        result: Tensor = self.norm(x)
+        return result
+
 
 class SAGE(Block):
     """``x = W_self h + W_neighbors A h + b`` (GraphSAGE with the mean, Hamilton et al., 2017)."""
@@ -181,9 +187,9 @@ class SAGE(Block):
         aggregated = self.neighbor_weights(self.neighbors(graph, h))
         own = self.self_weights.weight
         if isinstance(h, CBSR) and SPARSE_LINEAR_FROM * h.k <= h.num_columns:
-            return self.norm(cbsr_linear(h, own, add_to=aggregated))
+            return self.normed(cbsr_linear(h, own, add_to=aggregated))
         dense = h.to_dense() if isinstance(h, CBSR) else h
-        return self.norm(aggregated + functional.linear(dense, own))
+        return self.normed(aggregated + functional.linear(dense, own))
 
 
 class GCN(Block):
@@ -196,7 +202,7 @@ class GCN(Block):
 
     def forward(self, graph: Graph, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
         h = self.activation(self.weights(x))
-        return self.norm(self.neighbors(graph, h) + self.bias)
+        return self.normed(self.neighbors(graph, h) + self.bias)
 
 
 class GIN(Block):
@@ -210,7 +216,7 @@ class GIN(Block):
     def forward(self, graph: Graph, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
         h = self.activation(self.weights(x))
         own = h.to_dense() if isinstance(h, CBSR) else h
-        return self.norm((1 + self.epsilon) * own + self.neighbors(graph, h))
+        return self.normed((1 + self.epsilon) * own + self.neighbors(graph, h))
 
 
 _BLOCKS: dict[Kind, type[Block]] = {"sage": SAGE, "gcn": GCN, "gin": GIN}

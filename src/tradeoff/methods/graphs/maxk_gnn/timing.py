@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -77,9 +77,8 @@ def time_epochs(
     features = sparse_if_worth(x)
     steps = {}
     for name, network in networks.items():
-        steps[name] = _step(
-            network.train(), network.normalized(graph, self_loops=self_loops), features, y, train_nodes
-        )  # type: ignore[operator]
+        normalized = cast(Any, network.train()).normalized(graph, self_loops=self_loops)
+        steps[name] = _step(network, normalized, features, y, train_nodes)
     timings = side_by_side(steps, rounds=rounds, clock=ProcessorClock()).timings
     return {name: EpochTime(timings[name].median, _least_disturbed(step)) for name, step in steps.items()}
 
@@ -91,7 +90,7 @@ def _step(
 
     def step() -> None:
         optimizer.zero_grad()
-        node_loss(network(graph, x)[train_nodes], y[train_nodes]).backward()
+        node_loss(network(graph, x)[train_nodes], y[train_nodes]).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
     return step

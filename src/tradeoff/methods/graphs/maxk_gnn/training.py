@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from jaxtyping import Float, Shaped
@@ -110,7 +110,7 @@ def train(
     """
     if epochs < 1:
         raise ValueError(f"epochs is at least 1, not {epochs}")
-    graph = model.normalized(graph, self_loops=self_loops)
+    graph = cast(Any, model).normalized(graph, self_loops=self_loops)
     _check_operands(graph, x, y, splits, scoring)
     features = sparse_if_worth(x)
     config = FitConfig(
