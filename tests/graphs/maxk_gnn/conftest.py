@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from tradeoff.engines.kernels import Graph
 from tradeoff.methods.graphs.maxk_gnn import MaxKGNN, NodeSplits
+from tradeoff.methods.graphs.maxk_gnn.dropout import dropout as draw_dropout
 
 
 def random_graph(nodes: int, degree: int, seed: int = 0) -> Graph:
@@ -54,7 +55,7 @@ def simulated(model: MaxKGNN) -> Callable[[Tensor, Tensor, float], Tensor]:
             if model.kind != "sage":
                 x = nn.functional.linear(x, block.weights.weight, block.weights.bias)
             mask = slow_select(x, k)
-            kept = nn.functional.dropout(torch.ones(len(x), k, dtype=x.dtype), dropout)
+            kept = draw_dropout(torch.ones(len(x), k, dtype=x.dtype), dropout, True)
             h = x * torch.zeros_like(x).masked_scatter(mask, kept)
             if model.kind == "sage":
                 own = nn.functional.linear(h, block.self_weights.weight)

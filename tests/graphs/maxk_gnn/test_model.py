@@ -21,6 +21,7 @@ from tradeoff.methods.graphs.maxk_gnn import (
     square_error,
 )
 from tradeoff.methods.graphs.maxk_gnn.aggregation import _choices, choices
+from tradeoff.methods.graphs.maxk_gnn.dropout import dropout
 from tradeoff.methods.graphs.maxk_gnn.model import Kind, sparse_if_worth
 from tradeoff.methods.graphs.maxk_gnn.timing import saved_bytes
 
@@ -107,6 +108,21 @@ def test_compressed_linear_equals_the_dense_product(columns: int) -> None:
             results.append((result, *torch.autograd.grad(result.sin().sum(), operands)))
         for ours, theirs in zip(*results, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("rectify", [False, True])
+def test_dropout_is_fair_scaled_and_reuses_its_mask(rectify: bool) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(501, 203, requires_grad=True)
+    for p in (0.1, 0.5, 0.9):
+        y = dropout(x, p, True, rectify)
+        passed = x.detach().relu() if rectify else x.detach()
+        kept = y.detach() != 0
+        torch.testing.assert_close(y.detach()[kept], passed[kept] / (1 - p))
+        assert float(kept.sum() / (passed != 0).sum()) == pytest.approx(1 - p, abs=0.01)
+        (grad,) = torch.autograd.grad(y.sum(), x)
+        torch.testing.assert_close(grad, kept / (1 - p))
+    assert torch.equal(dropout(x, 0.5, False, rectify), passed)
 
 
 def test_sparse_features_give_the_same_logits_and_gradients(graph: Graph) -> None:

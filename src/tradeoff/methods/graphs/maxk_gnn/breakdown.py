@@ -35,12 +35,12 @@ _RULES: tuple[tuple[str, str], ...] = (
     ("aten::layer_norm", "norm_dropout"),
     ("aten::dropout", "norm_dropout"),
     ("aten::relu", "norm_dropout"),
+    ("_Dropout", "norm_dropout"),
     (f"{_BACKWARD}: GeneratedBackwardFor_tradeoff_kernels_maxk_select", "select"),
     (f"{_BACKWARD}: AddmmBackward0", "gemm"),
     (f"{_BACKWARD}: MmBackward0", "gemm"),
     (f"{_BACKWARD}: NativeLayerNormBackward0", "norm_dropout"),
     (f"{_BACKWARD}: ReluBackward0", "norm_dropout"),
-    (f"{_BACKWARD}: MulBackward0", "norm_dropout"),  # of dropout
 )
 """Prefixes of operators, and their part; the outermost operator that one names decides for all within."""
 

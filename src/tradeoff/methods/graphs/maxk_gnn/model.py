@@ -15,6 +15,7 @@ from tradeoff.engines.kernels.errors import NanError
 
 from .activation import MaxK
 from .aggregation import AGGREGATIONS, Aggregation, aggregate
+from .dropout import dropout
 from .errors import KMismatch, ModelError, NanActivation
 
 Kind = Literal["sage", "gcn", "gin"]
@@ -155,14 +156,14 @@ class Block(nn.Module):
     def activation(self, x: Float[Tensor, "n d"]) -> Tensor | CBSR:
         """ReLU and dropout of d values, or MaxK and dropout of its k values."""
         if self.maxk is None:
-            return functional.dropout(functional.relu(x), self.dropout, self.training)
+            return dropout(x, self.dropout, self.training, rectify=True)
         try:
             h = self.maxk.compressed(x)
         except NanError as error:
             raise NanActivation(
                 f"{self.name}: node {error.row} has NaN features; lower the learning rate"
             ) from None
-        return h.with_values(functional.dropout(h.values, self.dropout, self.training))
+        return h.with_values(dropout(h.values, self.dropout, self.training))
 
     def neighbors(self, graph: Graph, h: Tensor | CBSR) -> Float[Tensor, "n d"]:
         """``A h``."""

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional
 
 from tradeoff.core.errors import MissingExtra
 from tradeoff.engines.kernels import CBSR, Graph, spmm
 
+from .dropout import dropout
 from .model import SAGE, MaxKGNN, first_layer
 
 SYSTEMS = ("mlp", "relu", "maxk", "simulated", "torch", "pyg")
@@ -60,7 +60,7 @@ class SimulatedSAGE(SAGE):
         assert self.maxk is not None
         kept = x.topk(self.maxk.k, dim=1, sorted=False).indices
         mask = torch.zeros_like(x).scatter_(1, kept, 1.0)
-        return functional.dropout(x * mask, self.dropout, self.training)
+        return dropout(x * mask, self.dropout, self.training)
 
 
 class MLP(nn.Module):
@@ -113,7 +113,7 @@ class _PyGBlock(nn.Module):
         self.dropout, self.norm = block.dropout, block.norm
 
     def forward(self, adjacency: Tensor, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-        h = functional.dropout(functional.relu(x), self.dropout, self.training)
+        h = dropout(x, self.dropout, self.training, rectify=True)
         result: Tensor = self.norm(self.convolution(h, adjacency))
         return result
 
