@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "arrays.h"
+#include "cbsr_avx512.h"
 #include "cbsr_expand.h"
 #include "chunks.h"
 #include "module.h"
@@ -90,6 +91,25 @@ void push_to_columns(const Index *indptr, const Column *indices, const T *weight
     }
 }
 
+// The same with AVX-512 where a row of G fits in registers; returns whether it does.
+template <class T, class Column, class Place>
+bool push_by_permutation(const Index *indptr, const Column *indices, const T *weights, const T *grad,
+                         Compressed<T, Place> h, T *result, Index width, Index rows, Index first, Index last) {
+#if TRADEOFF_X86
+    if constexpr (std::is_same_v<T, float> && std::is_same_v<Place, uint8_t>) {
+        if (isa() != Isa::avx512 || h.count || width > 256) return false;
+        const auto push = width <= 16    ? avx512::push_to_columns<1, Column>
+                          : width <= 32  ? avx512::push_to_columns<2, Column>
+                          : width <= 64  ? avx512::push_to_columns<4, Column>
+                          : width <= 128 ? avx512::push_to_columns<8, Column>
+                                         : avx512::push_to_columns<16, Column>;
+        push(indptr, indices, weights, grad, h.index, h.k, result, width, rows, first, last);
+        return true;
+    }
+#endif
+    return false;
+}
+
 template <class T, class Place>
 void require_compressed(const Array2<T> &values, const Array2<Place> &index, const Maybe1<int32_t> &count) {
     require(values.shape(0) == index.shape(0) && values.shape(1) == index.shape(1),
@@ -165,6 +185,9 @@ void cbsr_sddmm(Array1<int64_t> indptr, Array1<Column> indices, Maybe1<T> weight
     const auto *offsets = reinterpret_cast<const Index *>(column_offsets.data());
     const std::vector<Index> bounds = column_ranges(offsets, columns, parts);
     parallel_parts(parts, threads, [&](Index part) {
+        if (push_by_permutation(pointers, indices.data(), pointer(weights), grad.data(), h, result.data(), width, rows,
+                                bounds[part], bounds[part + 1]))
+            return;
         push_to_columns(pointers, indices.data(), pointer(weights), grad.data(), h, result.data(), width, rows,
                         bounds[part], bounds[part + 1]);
     });

@@ -1,7 +1,7 @@
 """Types of the compiled kernels; their callers check shapes and dtypes and give what each function does.
 
-Arrays are contiguous and on the CPU. Written are ``out``, ``masked``, ``linear``, of leaves and evaluate ``g``
-and ``p``, and of the sparse kernels the last arrays: see :mod:`tradeoff.engines.kernels.native_ops`.
+Arrays are contiguous and on the CPU. Written are ``out``, ``masked``, ``linear``, of leaves and evaluate
+``g`` and ``p``, and of the sparse kernels the last arrays: see :mod:`tradeoff.engines.kernels.native_ops`.
 """
 
 from collections.abc import Sequence
@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 _Ring = NDArray[uint64] | NDArray[uint32]
 _Words = NDArray[uint64]
+_Floats = NDArray[float32]
+_Columns = NDArray[uint8] | NDArray[int16]
 _Pointers = NDArray[int64]
 _Order = NDArray[int32]
 
@@ -80,6 +82,15 @@ def deal_truncated_relu(
     shift: int,
     out: _Ring,
     threads: int,
+) -> None: ...
+def cbsr_linear(
+    values: _Floats, index: _Columns, weight: _Floats, add: _Floats, out: _Floats, threads: int
+) -> None: ...
+def cbsr_linear_values(
+    grad: _Floats, weight: _Floats, index: _Columns, out: _Floats, threads: int
+) -> None: ...
+def cbsr_linear_weight(
+    grad: _Floats, values: _Floats, index: _Columns, out: _Floats, threads: int
 ) -> None: ...
 def sort_by_degree(indptr: _Pointers, order: _Order) -> None: ...
 def count_blocks(indptr: _Pointers, limit: int, rows_per_block: _Pointers) -> int: ...

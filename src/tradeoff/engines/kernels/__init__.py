@@ -15,6 +15,7 @@ from tradeoff.engines.kernels.backends import KernelInfo, kernel_info
 from tradeoff.engines.kernels.errors import BackendError, GraphError, NanError, OperandError
 from tradeoff.engines.kernels.functional import CBSR, Partition, cbsr_sddmm, cbsr_spmm, maxk, sddmm, spmm
 from tradeoff.engines.kernels.graph import Graph
+from tradeoff.engines.kernels.linear import cbsr_linear, sparse_linear
 from tradeoff.engines.kernels.meter import Call, Meter, cost_meter
 from tradeoff.engines.kernels.partition import BlockPartition, PartitionMismatch, PartitionStats
 
@@ -32,11 +33,13 @@ __all__ = [
     "Partition",
     "PartitionMismatch",
     "PartitionStats",
+    "cbsr_linear",
     "cbsr_sddmm",
     "cbsr_spmm",
     "cost_meter",
     "kernel_info",
     "maxk",
     "sddmm",
+    "sparse_linear",
     "spmm",
 ]

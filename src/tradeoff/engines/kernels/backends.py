@@ -67,6 +67,12 @@ def native_kernels() -> ModuleType | None:
     return module if hasattr(module, "sparse_spmm") else None
 
 
+def native_linear() -> ModuleType | None:
+    """The compiled extension if it holds the linear layer on compressed features."""
+    module = native.extension()
+    return module if hasattr(module, "cbsr_linear") else None
+
+
 def huge_pages_wanted() -> bool:
     """Whether results of 4 MiB and more ask for huge pages; ``TRADEOFF_HUGE_PAGES=0`` turns it off."""
     return os.environ.get("TRADEOFF_HUGE_PAGES") != "0"

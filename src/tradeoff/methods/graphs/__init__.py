@@ -1,1 +1,1 @@
-"""Training and inference on graphs."""
+"""Training and pruning of networks on graphs."""

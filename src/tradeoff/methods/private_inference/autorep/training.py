@@ -41,8 +41,8 @@ class AutoReP:
 
         cross-entropy + distillation + penalty * max(0, kept / total - budget / total),
 
-    then what is still above the budget is dropped (smallest scores first), or what it leaves unused comes back
-    (largest scores first), and *finetuning* goes on with the positions fixed.
+    then what is still above the budget is dropped (smallest scores first), or what it leaves unused comes
+    back (largest scores first), and *finetuning* goes on with the positions fixed.
 
     Args:
         model: trained, with ReLUs; it is left as it is.
