@@ -10,10 +10,12 @@ from numpy import float32, float64, int16, int32, int64, uint8, uint32, uint64
 from numpy.typing import NDArray
 
 _Ring = NDArray[uint64] | NDArray[uint32]
+_Floats = NDArray[float32] | NDArray[float64]
+_Offsets = NDArray[int64]
+_Columns = NDArray[int32] | NDArray[int64]
+_Places = NDArray[uint8] | NDArray[int16]
+_Counts = NDArray[int32] | None
 _Words = NDArray[uint64]
-_Floats = NDArray[float32]
-_Columns = NDArray[uint8] | NDArray[int16]
-_Pointers = NDArray[int64]
 _Order = NDArray[int32]
 
 def instruction_set() -> str: ...
@@ -84,31 +86,24 @@ def deal_truncated_relu(
     threads: int,
 ) -> None: ...
 def cbsr_linear(
-    values: _Floats, index: _Columns, weight: _Floats, add: _Floats, out: _Floats, threads: int
+    values: _Floats, index: _Places, weight: _Floats, add: _Floats, out: _Floats, threads: int
 ) -> None: ...
 def cbsr_linear_values(
-    grad: _Floats, weight: _Floats, index: _Columns, out: _Floats, threads: int
+    grad: _Floats, weight: _Floats, index: _Places, out: _Floats, threads: int
 ) -> None: ...
 def cbsr_linear_weight(
-    grad: _Floats, values: _Floats, index: _Columns, out: _Floats, threads: int
+    grad: _Floats, values: _Floats, index: _Places, out: _Floats, threads: int
 ) -> None: ...
-def sort_by_degree(indptr: _Pointers, order: _Order) -> None: ...
-def count_blocks(indptr: _Pointers, limit: int, rows_per_block: _Pointers) -> int: ...
+def sort_by_degree(indptr: _Offsets, order: _Order) -> None: ...
+def count_blocks(indptr: _Offsets, limit: int, rows_per_block: _Offsets) -> int: ...
 def cut_blocks(
-    indptr: _Pointers,
+    indptr: _Offsets,
     order: _Order,
     limit: int,
-    rows_per_block: _Pointers,
-    width: _Pointers,
-    blocks: _Order | _Pointers,
+    rows_per_block: _Offsets,
+    width: _Offsets,
+    blocks: _Order | _Offsets,
 ) -> None: ...
-
-_Floats = NDArray[float32] | NDArray[float64]
-_Offsets = NDArray[int64]
-_Columns = NDArray[int32] | NDArray[int64]
-_Places = NDArray[uint8] | NDArray[int16]
-_Counts = NDArray[int32] | None
-
 def huge_empty(bytes: int) -> NDArray[uint8]: ...
 def address(array: object) -> int: ...
 def sparse_spmm(

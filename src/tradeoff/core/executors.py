@@ -21,7 +21,7 @@ from enum import Enum
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 from .context import Context
 from .errors import MissingExtra, OutcomeError, StoreError, TrialFailed, warning_line
@@ -268,7 +268,12 @@ def _serve(connection: Connection, threads: int) -> None:
 
 
 def _log_warning(
-    message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
 ) -> None:
     logging.getLogger("py.warnings").warning("%s", warning_line(message, category, filename, lineno))
 
