@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 _Ring = NDArray[uint64] | NDArray[uint32]
 _Words = NDArray[uint64]
+_Pointers = NDArray[int64]
+_Order = NDArray[int32]
 
 def instruction_set() -> str: ...
 def relay_packets(links: Sequence[tuple[int, int, float, float]], stop: int) -> None: ...
@@ -78,6 +80,16 @@ def deal_truncated_relu(
     shift: int,
     out: _Ring,
     threads: int,
+) -> None: ...
+def sort_by_degree(indptr: _Pointers, order: _Order) -> None: ...
+def count_blocks(indptr: _Pointers, limit: int, rows_per_block: _Pointers) -> int: ...
+def cut_blocks(
+    indptr: _Pointers,
+    order: _Order,
+    limit: int,
+    rows_per_block: _Pointers,
+    width: _Pointers,
+    blocks: _Order | _Pointers,
 ) -> None: ...
 
 _Floats = NDArray[float32] | NDArray[float64]

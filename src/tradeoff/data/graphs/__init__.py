@@ -1,4 +1,4 @@
-"""Graphs by name: ``load("cora")``; without features, ``load_structure("pl200k")``; timed, ``load_events``."""
+"""Graphs by name: ``load("cora")``; without features ``load_structure("pl200k")``; timed ``load_events``."""
 
 import difflib
 import os

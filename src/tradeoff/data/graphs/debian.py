@@ -350,8 +350,8 @@ def _available() -> list[str]:
         done = subprocess.run(command, capture_output=True, timeout=120, check=True, stdin=subprocess.DEVNULL)
     except (OSError, subprocess.SubprocessError) as error:
         raise DataError(
-            f"the package graph is made from apt's lists, and {' '.join(command)} failed: {error}; run this on "
-            "Debian or Ubuntu, set TRADEOFF_DATA to a folder that holds debian/packages-*.npz from such a "
+            f"the package graph is made from apt's lists, and {' '.join(command)} failed: {error}; run this "
+            "on Debian or Ubuntu, set TRADEOFF_DATA to a folder that holds debian/packages-*.npz from such a "
             "machine, or load 'debian-small', which is embedded"
         ) from error
     if not done.stdout.strip():

@@ -16,10 +16,12 @@ from tradeoff.engines.kernels.errors import BackendError, GraphError, NanError, 
 from tradeoff.engines.kernels.functional import CBSR, Partition, cbsr_sddmm, cbsr_spmm, maxk, sddmm, spmm
 from tradeoff.engines.kernels.graph import Graph
 from tradeoff.engines.kernels.meter import Call, Meter, cost_meter
+from tradeoff.engines.kernels.partition import BlockPartition, PartitionMismatch, PartitionStats
 
 __all__ = [
     "CBSR",
     "BackendError",
+    "BlockPartition",
     "Call",
     "Graph",
     "GraphError",
@@ -28,6 +30,8 @@ __all__ = [
     "NanError",
     "OperandError",
     "Partition",
+    "PartitionMismatch",
+    "PartitionStats",
     "cbsr_sddmm",
     "cbsr_spmm",
     "cost_meter",

@@ -98,6 +98,11 @@ def resolve(backend: str, device: torch.device) -> str:
     return backend
 
 
+def takes_buckets(strategy: str, backend: str, device: torch.device) -> bool:
+    """Whether rows of equal degree are multiplied together: what a GPU is faster with, and a CPU slower."""
+    return strategy == "buckets" or (strategy == "auto" and resolve(backend, device) == "triton")
+
+
 def operators_of(backend: str) -> ModuleType:
     """The module with the raw operators of a resolved backend.
 

@@ -110,9 +110,9 @@ def spmm(
         graph: A, n x m; its weights are float64 if x is, else float32.
         x: [m, d], float32, float64, float16 or bfloat16.
         backend: ``cpp``, ``triton``, ``torch``, or ``auto`` for the best that is here.
-        strategy: ``rows``: rows in their order, long ones in parts; ``buckets``: by the plan of
-            ``partition``.
-        partition: a plan for ``buckets``.
+        strategy: ``rows``: rows in their order, long ones in parts; ``buckets``: rows of equal degree
+            together, as ``partition`` plans; ``auto``: buckets on a GPU, rows on the CPU.
+        partition: a plan for ``buckets``, such as a ``BlockPartition``; one is made and kept if not given.
         out: [n, d], written and returned, without gradients: for loops that reuse their buffers, since a new
             large result can cost more than the product itself.
         strict: raise where x would have to be copied because it is not contiguous.
@@ -127,9 +127,8 @@ def spmm(
         raise BackendError(f"strategy is one of {', '.join(backends.STRATEGIES)}, not {strategy!r}")
     if out is not None:
         _check_out(out, x, graph)
-    if strategy == "buckets":
-        if partition is None:
-            raise BackendError("strategy='buckets' needs partition=, a plan made of this graph")
+    if backends.takes_buckets(strategy, backend, x.device):
+        partition = partition or graph.structure.partition()
         return partition.spmm(graph, x, backend=backend, out=out)
     if out is not None:
         operators.spmm_out(graph.indptr, graph.indices, graph.values, x, out, backend)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tradeoff.engines.kernels import operators
 from tradeoff.engines.kernels.errors import GraphError
+from tradeoff.engines.kernels.partition import BlockPartition
 from tradeoff.engines.kernels.reference import column_dtype, row_of_entry, swallow_beta_warning
 
 if TYPE_CHECKING:
@@ -34,6 +35,13 @@ class Structure:
         self._transposed: tuple[Structure, Tensor] | None = None
         self._inverse: Tensor | None = None
         self._column_offsets: Tensor | None = None
+        self._partition: BlockPartition | None = None
+
+    def partition(self) -> BlockPartition:
+        """Its rows in blocks of equal degree, as the kernels for GPUs take them; made once."""
+        if self._partition is None:
+            self._partition = BlockPartition.from_indptr(self.indptr)
+        return self._partition
 
     def transposed(self) -> tuple[Structure, Int[Tensor, " nnz"]]:
         """The structure of the transpose, and ``perm`` with values_T = values[perm]; made once."""

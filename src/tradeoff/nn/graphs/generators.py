@@ -297,7 +297,7 @@ def _power_weights(
         shift = (low * high) ** 0.5
         weights = (nodes + shift) ** -power
         low, high = (shift, high) if weights[0] / weights.sum() > largest_share else (low, shift)
-    return weights
+    return np.asarray(weights)
 
 
 def _undirected_edges(num_nodes: int, average_degree: float) -> int:

@@ -86,7 +86,7 @@ def generate(text: str, seed: int = 0) -> Adjacency:
     if name not in FAMILIES:
         known = [*NAMED, *FAMILIES, "like"]
         nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+        hint = f"; did you mean {nearest[0]!r}?" if nearest else "."
         raise ValueError(
             f"no graph {text!r}{hint} Write for example {EXAMPLES}, {', '.join(NAMED)}, or a file.npz"
         )
