@@ -133,8 +133,8 @@ def test_recipes_list_the_cells_that_the_claims_need() -> None:
     cells = {(t.variant, t.setting.get("graph"), t.setting["hidden"], t.setting.get("k")) for t in trials}
     assert len(trials) == 3 * len(cells)
     assert {
-        ("mlp", "debian", 64, None),
-        ("maxk", "debian", 256, 32),
+        ("mlp", "debian-small", 64, None),
+        ("maxk", "debian-small", 256, 32),
         ("torch", "reddit23k", 256, None),
         ("simulated", "reddit23k", 256, 8),
         ("square-relu", None, 64, None),
