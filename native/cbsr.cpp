@@ -42,8 +42,8 @@ void fetch_values(const T *values, const Place *index, Index k) {
 
 // Rows [begin, end) of Y = A H. Even and odd entries add to buffers of their own, so that an addition need not wait
 // for the one before it where both hit one column.
-template <class T, class Column, class Place>
-void rows_times_compressed(const Index *indptr, const Column *indices, const T *weights, Compressed<T, Place> h,
+template <class T, class Place>
+void rows_times_compressed(const Index *indptr, const int32_t *indices, const T *weights, Compressed<T, Place> h,
                            T *y, Index width, Index nnz, Index begin, Index end) {
     std::vector<T> buffer(2 * width);
     const Index k = h.k;
@@ -69,15 +69,15 @@ void rows_times_compressed(const Index *indptr, const Column *indices, const T *
 
 // Rows [first, last) of dV = A^T G at the columns of H, walking all rows of A: the d floats of a row of G stay in the
 // nearest cache while its entries in the range are served, and each sum is taken in the order of rows.
-template <class T, class Column, class Place>
-void push_to_columns(const Index *indptr, const Column *indices, const T *weights, const T *grad,
+template <class T, class Place>
+void push_to_columns(const Index *indptr, const int32_t *indices, const T *weights, const T *grad,
                      Compressed<T, Place> h, T *result, Index width, Index rows, Index first, Index last) {
     const Index k = h.k;
     std::fill(result + first * k, result + last * k, T(0));
     for (Index row = 0; row < rows; ++row) {
         const T *from = grad + row * width;
-        const Column *stop = indices + indptr[row + 1];
-        const Column *at = std::lower_bound(indices + indptr[row], stop, Column(first));
+        const int32_t *stop = indices + indptr[row + 1];
+        const int32_t *at = std::lower_bound(indices + indptr[row], stop, int32_t(first));
         for (; at < stop && *at < last; ++at) {
             const Index ahead = at + kAhead < stop ? Index(at[kAhead]) * k : Index(*at) * k;
             fetch_values(result + ahead, h.index + ahead, k);
@@ -117,8 +117,8 @@ void require_compressed(const Array2<T> &values, const Array2<Place> &index, con
     require(!count || count->size() == index.shape(0), "count has another size");
 }
 
-template <class T, class Column, class Place>
-void cbsr_spmm(Array1<int64_t> indptr, Array1<Column> indices, Maybe1<T> weights, Array2<T> values,
+template <class T, class Place>
+void cbsr_spmm(Array1<int64_t> indptr, Array1<int32_t> indices, Maybe1<T> weights, Array2<T> values,
                Array2<Place> index, Maybe1<int32_t> count, Out2<T> y, Index threads) {
     require_matrix(indptr, indices, weights);
     require_compressed(values, index, count);
@@ -130,9 +130,9 @@ void cbsr_spmm(Array1<int64_t> indptr, Array1<Column> indices, Maybe1<T> weights
     const Index work = nnz * h.k + rows * width;
 #if TRADEOFF_X86
     if constexpr (std::is_same_v<T, float>) {
-        const Index vectors = (width + 15) / 16;
-        const auto expand = avx512::expand_rows_for<Column>(vectors);
-        if (isa() == Isa::avx512 && expand && 2 * h.k >= kExpansion * vectors) {
+        const Index vectors = avx512::expanded_vectors(width);
+        if (isa() == Isa::avx512 && vectors && 2 * h.k >= kExpansion * vectors) {
+            const avx512::ExpandRows expand = avx512::expand_rows_of(vectors);
             const std::vector<uint16_t> masks =
                 avx512::column_masks(h.index, h.count, Index(values.shape(0)), h.k, vectors, threads);
             return parallel_rows(pointers, rows, work, threads, [&](Index begin, Index end) {
@@ -167,8 +167,8 @@ inline std::vector<Index> column_ranges(const Index *offsets, Index columns, Ind
     return bounds;
 }
 
-template <class T, class Column, class Place>
-void cbsr_sddmm(Array1<int64_t> indptr, Array1<Column> indices, Maybe1<T> weights, Array2<T> grad,
+template <class T, class Place>
+void cbsr_sddmm(Array1<int64_t> indptr, Array1<int32_t> indices, Maybe1<T> weights, Array2<T> grad,
                 Array2<Place> index, Maybe1<int32_t> count, Array1<int64_t> column_offsets, Out2<T> result,
                 Index threads) {
     require_matrix(indptr, indices, weights);
@@ -193,8 +193,8 @@ void cbsr_sddmm(Array1<int64_t> indptr, Array1<Column> indices, Maybe1<T> weight
     });
 }
 
-template <class T, class Column, class Place>
-void cbsr_edge_dots(Array1<int64_t> indptr, Array1<Column> indices, Array2<T> grad, Array2<T> values,
+template <class T, class Place>
+void cbsr_edge_dots(Array1<int64_t> indptr, Array1<int32_t> indices, Array2<T> grad, Array2<T> values,
                     Array2<Place> index, Maybe1<int32_t> count, Out1<T> dots, Index threads) {
     require_matrix(indptr, indices, Maybe1<T>());
     require_compressed(values, index, count);
@@ -254,15 +254,15 @@ void cbsr_gather(Array2<T> dense, Array2<Place> index, Maybe1<int32_t> count, Ou
     });
 }
 
-template <class T, class Column, class Place>
+template <class T, class Place>
 void register_products(nb::module_ &m) {
     const auto array = [](const char *name) { return nb::arg(name).noconvert(); };
-    m.def("cbsr_spmm", &cbsr_spmm<T, Column, Place>, array("indptr"), array("indices"), array("weights").none(),
+    m.def("cbsr_spmm", &cbsr_spmm<T, Place>, array("indptr"), array("indices"), array("weights").none(),
           array("values"), array("index"), array("count").none(), array("y"), nb::arg("threads"));
-    m.def("cbsr_sddmm", &cbsr_sddmm<T, Column, Place>, array("indptr"), array("indices"), array("weights").none(),
+    m.def("cbsr_sddmm", &cbsr_sddmm<T, Place>, array("indptr"), array("indices"), array("weights").none(),
           array("grad"), array("index"), array("count").none(), array("column_offsets"), array("result"),
           nb::arg("threads"));
-    m.def("cbsr_edge_dots", &cbsr_edge_dots<T, Column, Place>, array("indptr"), array("indices"), array("grad"),
+    m.def("cbsr_edge_dots", &cbsr_edge_dots<T, Place>, array("indptr"), array("indices"), array("grad"),
           array("values"), array("index"), array("count").none(), array("dots"), nb::arg("threads"));
 }
 
@@ -273,8 +273,7 @@ void register_forms(nb::module_ &m) {
           nb::arg("threads"));
     m.def("cbsr_gather", &cbsr_gather<T, Place>, array("dense"), array("index"), array("count").none(),
           array("values"), nb::arg("threads"));
-    register_products<T, int32_t, Place>(m);
-    register_products<T, int64_t, Place>(m);
+    register_products<T, Place>(m);
 }
 
 }  // namespace

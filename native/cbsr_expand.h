@@ -26,13 +26,12 @@ std::vector<uint16_t> column_masks(const Place *index, const int32_t *count, Ind
     return masks;
 }
 
-// Rows [begin, end) of Y = A H; `width` is more than 16 (kVectors - 1) and at most 16 kVectors.
-template <int kVectors, class Column>
-TRADEOFF_AVX512 void expand_rows(const Index *indptr, const Column *indices, const float *weights,
+// Rows [begin, end) of Y = A H; `width` is at most 16 kVectors.
+template <int kVectors>
+TRADEOFF_AVX512 void expand_rows(const Index *indptr, const int32_t *indices, const float *weights,
                                  const float *values, const uint16_t *masks, Index k, float *y, Index width, Index nnz,
                                  Index begin, Index end) {
     constexpr Index kFetch = 6;
-    const Part last = part(int(width - 16 * (kVectors - 1)));
     for (Index row = begin; row < end; ++row) {
         Vec sums[kVectors];
         for (int v = 0; v < kVectors; ++v) sums[v] = zero();
@@ -50,23 +49,29 @@ TRADEOFF_AVX512 void expand_rows(const Index *indptr, const Column *indices, con
                 from += __builtin_popcount(mask[v]);
             }
         }
-        float *to = y + row * width;
-        for (int v = 0; v < kVectors - 1; ++v) store(to + 16 * v, sums[v]);
-        store(to + 16 * (kVectors - 1), sums[kVectors - 1], last);
+        for (int v = 0; v < kVectors; ++v)
+            store(y + row * width + 16 * v, sums[v], part(int(std::clamp<Index>(width - 16 * v, 0, 16))));
     }
 }
 
-template <class Column>
-using ExpandRows = void (*)(const Index *, const Column *, const float *, const float *, const uint16_t *, Index,
-                            float *, Index, Index, Index, Index);
+using ExpandRows = decltype(&expand_rows<1>);
 
-// expand_rows for so many vectors, or null for more than fit in registers.
-template <class Column, int kVectors = 16>
-ExpandRows<Column> expand_rows_for(Index vectors) {
-    if constexpr (kVectors == 0)
-        return nullptr;
-    else
-        return vectors == kVectors ? expand_rows<kVectors, Column> : expand_rows_for<Column, kVectors - 1>(vectors);
+// How many vectors a row of sums takes for so many columns: one of a few numbers, for each of which code is there.
+inline Index expanded_vectors(Index width) {
+    for (const Index vectors : {2, 4, 6, 8, 12, 16})
+        if (width <= 16 * vectors) return vectors;
+    return 0;  // more than there are registers for
+}
+
+inline ExpandRows expand_rows_of(Index vectors) {
+    switch (vectors) {
+        case 2: return expand_rows<2>;
+        case 4: return expand_rows<4>;
+        case 6: return expand_rows<6>;
+        case 8: return expand_rows<8>;
+        case 12: return expand_rows<12>;
+        default: return expand_rows<16>;
+    }
 }
 
 }  // namespace tradeoff::avx512

@@ -56,7 +56,7 @@ TRADEOFF_TARGET inline int32_t greatest_upto(const int32_t *__restrict keys, Ind
     return greatest;
 }
 
-// The greatest threshold that keeps at most k keys above it and, with the keys equal to it, at least k.
+// A threshold that keeps at most k keys above it and, with the keys equal to it, at least k.
 TRADEOFF_TARGET inline Threshold find_threshold(const int32_t *keys, Index width, Index padded, Index k,
                                                 const float *moments, Normal normal) {
     constexpr Index kNear = 2;  // keys too many or too few from which the search goes from key to key

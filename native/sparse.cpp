@@ -27,57 +27,47 @@ constexpr Index kSegment = 1 << 16;
 constexpr Index kCachedBytes = 32 << 20;  // results above it would only push X out of the caches
 
 // float64 is for checking gradients: plain loops.
-template <bool kWeighted, class Column>
-void rows_of_doubles(const Index *indptr, const Column *indices, const double *values, const double *x, double *y,
-                     Index width, Index begin, Index end) {
+inline void rows_of_doubles(const Index *indptr, const int32_t *indices, const double *values, const double *x,
+                            double *y, Index width, Index begin, Index end) {
     for (Index row = begin; row < end; ++row) {
         double *__restrict to = y + row * width;
         std::fill(to, to + width, 0.0);
         for (Index e = indptr[row]; e < indptr[row + 1]; ++e) {
             const double *__restrict from = x + Index(indices[e]) * width;
-            for (Index c = 0; c < width; ++c) to[c] += kWeighted ? values[e] * from[c] : from[c];
+            const double weight = values ? values[e] : 1.0;
+            for (Index c = 0; c < width; ++c) to[c] += weight * from[c];
         }
     }
 }
 
 // A X of one type: which rows, from which row pointers, to where.
-template <class T, class Column>
+template <class T>
 struct Product {
-    const Column *indices;
+    const int32_t *indices;
     const T *values;
     const T *x;
     Index width, nnz;
 
     void rows(const Index *indptr, T *y, bool bypass, Index begin, Index end) const {
-        if constexpr (std::is_same_v<T, double>) {
-            const auto run = values ? rows_of_doubles<true, Column> : rows_of_doubles<false, Column>;
-            run(indptr, indices, values, x, y, width, begin, end);
-        } else {
+        if constexpr (std::is_same_v<T, float>) {
             switch (isa()) {
 #if TRADEOFF_X86
-                case Isa::avx512: return run_rows<avx512::RowsOf<Column>>(
-                    avx512::spmm_rows<true, Column>, avx512::spmm_rows<false, Column>, indptr, y, bypass, begin, end);
-                case Isa::avx2: return run_rows<avx2::RowsOf<Column>>(
-                    avx2::spmm_rows<true, Column>, avx2::spmm_rows<false, Column>, indptr, y, bypass, begin, end);
+                case Isa::avx512:
+                    return avx512::spmm_rows({indptr, indices, values, x, y, width, nnz, bypass}, begin, end);
+                case Isa::avx2:
+                    return avx2::spmm_rows({indptr, indices, values, x, y, width, nnz, bypass}, begin, end);
 #endif
-                default: return run_rows<portable::RowsOf<Column>>(
-                    portable::spmm_rows<true, Column>, portable::spmm_rows<false, Column>, indptr, y, bypass, begin,
-                    end);
+                default: return portable::spmm_rows({indptr, indices, values, x, y, width, nnz, bypass}, begin, end);
             }
+        } else {
+            rows_of_doubles(indptr, indices, values, x, y, width, begin, end);
         }
-    }
-
-private:
-    template <class Rows, class Run>
-    void run_rows(Run weighted, Run unweighted, const Index *indptr, float *y, bool bypass, Index begin,
-                  Index end) const {
-        (values ? weighted : unweighted)(Rows{indptr, indices, values, x, y, width, nnz, bypass}, begin, end);
     }
 };
 
 // A row in segments: partial sums side by side, then added in order.
-template <class T, class Column>
-void long_row(const Product<T, Column> &product, Index first, Index stop, T *y, Index threads) {
+template <class T>
+void long_row(const Product<T> &product, Index first, Index stop, T *y, Index threads) {
     std::vector<Index> bounds;
     for (Index e = first; e < stop; e += kSegment) bounds.push_back(e);
     bounds.push_back(stop);
@@ -90,13 +80,13 @@ void long_row(const Product<T, Column> &product, Index first, Index stop, T *y, 
         for (Index c = 0; c < width; ++c) y[c] += sums[part * width + c];
 }
 
-template <class T, class Column>
-void spmm(Array1<int64_t> indptr, Array1<Column> indices, Maybe1<T> values, Array2<T> x, Out2<T> y, Index threads) {
+template <class T>
+void spmm(Array1<int64_t> indptr, Array1<int32_t> indices, Maybe1<T> values, Array2<T> x, Out2<T> y, Index threads) {
     require_matrix(indptr, indices, values);
     const Index rows = Index(indptr.size()) - 1, width = Index(x.shape(1)), nnz = Index(indices.size());
     require(Index(y.shape(0)) == rows && Index(y.shape(1)) == width, "the result has another shape");
     const auto *pointers = reinterpret_cast<const Index *>(indptr.data());
-    const Product<T, Column> product{indices.data(), pointer(values), x.data(), width, nnz};
+    const Product<T> product{indices.data(), pointer(values), x.data(), width, nnz};
     T *result = y.data();
     // Streaming stores write whole aligned cache lines.
     const bool bypass = rows * width * Index(sizeof(T)) > kCachedBytes && width % 16 == 0 &&
@@ -143,14 +133,14 @@ Dot<T> dot_of() {
     return plain_dot<T>;
 }
 
-template <class T, class Column>
-void sddmm(Array1<int64_t> indptr, Array1<Column> indices, Array2<T> y, Array2<T> x, Out1<T> dots, Index threads) {
+template <class T>
+void sddmm(Array1<int64_t> indptr, Array1<int32_t> indices, Array2<T> y, Array2<T> x, Out1<T> dots, Index threads) {
     require_matrix(indptr, indices, Maybe1<T>());
     const Index rows = Index(indptr.size()) - 1, width = Index(x.shape(1)), nnz = Index(indices.size());
     require(Index(y.shape(0)) == rows && Index(y.shape(1)) == width, "y has another shape");
     require(Index(dots.size()) == nnz, "the result has another size");
     const auto *pointers = reinterpret_cast<const Index *>(indptr.data());
-    const Column *columns = indices.data();
+    const int32_t *columns = indices.data();
     const T *left = y.data(), *right = x.data();
     T *to = dots.data();
     const Dot<T> dot = dot_of<T>();
@@ -207,12 +197,12 @@ void order_entries(Array1<int64_t> row, Array1<int64_t> column, Index rows, Inde
     for (const int64_t e : by_column) order.data()[offsets[row.data()[e]]++] = e;
 }
 
-template <class T, class Column>
+template <class T>
 void register_products(nb::module_ &m) {
-    m.def("sparse_spmm", &spmm<T, Column>, nb::arg("indptr").noconvert(), nb::arg("indices").noconvert(),
+    m.def("sparse_spmm", &spmm<T>, nb::arg("indptr").noconvert(), nb::arg("indices").noconvert(),
           nb::arg("values").noconvert().none(), nb::arg("x").noconvert(), nb::arg("y").noconvert(),
           nb::arg("threads"));
-    m.def("sparse_sddmm", &sddmm<T, Column>, nb::arg("indptr").noconvert(), nb::arg("indices").noconvert(),
+    m.def("sparse_sddmm", &sddmm<T>, nb::arg("indptr").noconvert(), nb::arg("indices").noconvert(),
           nb::arg("y").noconvert(), nb::arg("x").noconvert(), nb::arg("dots").noconvert(), nb::arg("threads"));
 }
 
@@ -227,10 +217,8 @@ void register_transpose(nb::module_ &m) {
 
 void register_sparse(nb::module_ &m) {
     using namespace tradeoff;
-    register_products<float, int32_t>(m);
-    register_products<float, int64_t>(m);
-    register_products<double, int32_t>(m);
-    register_products<double, int64_t>(m);
+    register_products<float>(m);
+    register_products<double>(m);
     register_transpose<int32_t, int32_t>(m);
     register_transpose<int32_t, int64_t>(m);
     register_transpose<int64_t, int32_t>(m);

@@ -107,10 +107,10 @@ def cut_blocks(
 def huge_empty(bytes: int) -> NDArray[uint8]: ...
 def address(array: object) -> int: ...
 def sparse_spmm(
-    indptr: _Offsets, indices: _Columns, values: _Floats | None, x: _Floats, y: _Floats, threads: int
+    indptr: _Offsets, indices: NDArray[int32], values: _Floats | None, x: _Floats, y: _Floats, threads: int
 ) -> None: ...
 def sparse_sddmm(
-    indptr: _Offsets, indices: _Columns, y: _Floats, x: _Floats, dots: _Floats, threads: int
+    indptr: _Offsets, indices: NDArray[int32], y: _Floats, x: _Floats, dots: _Floats, threads: int
 ) -> None: ...
 def sparse_transpose(
     indptr: _Offsets, indices: _Columns, indptr_t: _Offsets, indices_t: _Columns, perm: _Offsets
@@ -119,7 +119,7 @@ def sparse_order(row: _Offsets, column: _Offsets, rows: int, columns: int, order
 def maxk_select(x: _Floats, k: int, count: _Counts, values: _Floats, index: _Places, threads: int) -> int: ...
 def cbsr_spmm(
     indptr: _Offsets,
-    indices: _Columns,
+    indices: NDArray[int32],
     weights: _Floats | None,
     values: _Floats,
     index: _Places,
@@ -129,7 +129,7 @@ def cbsr_spmm(
 ) -> None: ...
 def cbsr_sddmm(
     indptr: _Offsets,
-    indices: _Columns,
+    indices: NDArray[int32],
     weights: _Floats | None,
     grad: _Floats,
     index: _Places,
@@ -140,7 +140,7 @@ def cbsr_sddmm(
 ) -> None: ...
 def cbsr_edge_dots(
     indptr: _Offsets,
-    indices: _Columns,
+    indices: NDArray[int32],
     grad: _Floats,
     values: _Floats,
     index: _Places,

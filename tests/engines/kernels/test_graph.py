@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tradeoff.engines.kernels import Graph, GraphError, native_ops, reference, spmm
+from tradeoff.engines.kernels import Graph, GraphError, maxk, native_ops, reference, spmm
 
 
 @given(n=st.integers(1, 20), m=st.integers(1, 20), nnz=st.integers(0, 80), seed=st.integers(0, 10**6))
@@ -91,11 +91,18 @@ def test_transposes_of_both_backends(random_graph, n: int, m: int, seed: int) ->
 
 
 def test_wide_columns_give_the_same_products(random_graph, features) -> None:
-    graph, x = random_graph(20, 15, 0.4, 1), features(15, 24, seed=2)
-    wide = graph.indices.long()
-    for values in (graph.values, None):
-        expected = native_ops.spmm(graph.indptr, graph.indices, values, x)
-        assert torch.equal(native_ops.spmm(graph.indptr, wide, values, x), expected)
+    graph, x, y = random_graph(20, 15, 0.4, 1), features(15, 24, seed=2), features(20, 24, seed=3)
+    h = maxk(x, 5)
+    base, more = (graph.indptr, graph.indices), (graph.indptr, graph.indices.long())
+    compressed = (h.values, h.index, None)
+    for call in (
+        lambda a: native_ops.spmm(*a, graph.values, x),
+        lambda a: native_ops.sddmm(*a, y, x),
+        lambda a: native_ops.cbsr_spmm(*a, graph.values, *compressed, 24, False),
+        lambda a: native_ops.cbsr_sddmm(*a, graph.values, y, h.index, None, None, False),
+        lambda a: native_ops.cbsr_edge_dots(*a, y, *compressed),
+    ):
+        assert torch.allclose(call(base), call(more), atol=1e-5)
 
 
 def test_symmetry_is_of_pattern_and_weights() -> None:

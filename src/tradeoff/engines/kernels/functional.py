@@ -103,8 +103,9 @@ def spmm(
 ) -> Float[Tensor, "n d"]:
     """Y = A X: Y[i,:] = sum_j a_ij X[j,:]. Differentiable in x and in weights that require gradients.
 
-    Sums are taken in float64 for float64 features and in float32 for the others, always in the order of the
-    columns: the result is bit-identical for any number of threads (``torch.set_num_threads``).
+    Sums are taken in float64 for float64 features and in float32 for the others, on the CPU in an order that
+    depends on the graph alone: the result is bit-identical for any number of threads
+    (``torch.set_num_threads``).
 
     Args:
         graph: A, n x m; its weights are float64 if x is, else float32.

@@ -1,6 +1,7 @@
 """The raw operators in C++: multithreaded, with AVX2 or AVX-512 where they are; see :mod:`reference`.
 
 Tensors are handed over as they are, and results written into new ones, without the lock of the interpreter.
+Products with 64-bit columns, of which there are then more than 2^31 - 1, are left to the reference.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tradeoff.engines.kernels import reference
 from tradeoff.engines.kernels.backends import huge_pages_wanted, native_kernels
 from tradeoff.engines.kernels.errors import NanError
 from tradeoff.engines.kernels.reference import column_dtype, index_dtype
@@ -27,6 +29,8 @@ def spmm(
     out: Float[Tensor, "n d"] | None = None,
 ) -> Float[Tensor, "n d"]:
     """Y[i,:] = sum_j a_ij X[j,:]."""
+    if indices.dtype != torch.int32:
+        return reference.spmm(indptr, indices, values, x, out)
     wide = _widened(x)
     y = out if out is not None and out.dtype == wide.dtype else _empty(indptr.numel() - 1, x.shape[1], wide)
     _native().sparse_spmm(*_arrays(indptr, indices, values, wide, y), torch.get_num_threads())
@@ -86,6 +90,10 @@ def cbsr_spmm(
     deterministic: bool,
 ) -> Float[Tensor, "n d"]:
     """Y[i, index[j,t]] += a_ij features[j,t]; always deterministic."""
+    if indices.dtype != torch.int32:
+        return reference.cbsr_spmm(
+            indptr, indices, values, features, index, count, num_columns, deterministic
+        )
     wide = _widened(features)
     y = _empty(indptr.numel() - 1, num_columns, wide)
     _native().cbsr_spmm(*_arrays(indptr, indices, values, wide, index, count, y), torch.get_num_threads())
@@ -103,6 +111,10 @@ def cbsr_sddmm(
     deterministic: bool,
 ) -> Float[Tensor, "m k"]:
     """dV[j,t] = sum_i a_ij G[i, index[j,t]]; always deterministic."""
+    if indices.dtype != torch.int32:
+        return reference.cbsr_sddmm(
+            indptr, indices, values, grad, index, count, column_offsets, deterministic
+        )
     wide = _widened(grad)
     if column_offsets is None:
         column_offsets = torch.zeros(index.shape[0] + 1, dtype=torch.int64)
@@ -120,6 +132,8 @@ def sddmm(
     x: Float[Tensor, "m d"],
 ) -> Float[Tensor, " nnz"]:
     """The inner product of Y[i,:] and X[j,:] at each entry (i, j)."""
+    if indices.dtype != torch.int32:
+        return reference.sddmm(indptr, indices, y, x)
     left, right = _widened(y), _widened(x)
     dots = torch.empty(indices.numel(), dtype=right.dtype)
     _native().sparse_sddmm(*_arrays(indptr, indices, left, right, dots), torch.get_num_threads())
@@ -135,6 +149,8 @@ def cbsr_edge_dots(
     count: Int[Tensor, " m"] | None,
 ) -> Float[Tensor, " nnz"]:
     """The inner product of G[i,:] and row j of a compressed matrix at each entry (i, j)."""
+    if indices.dtype != torch.int32:
+        return reference.cbsr_edge_dots(indptr, indices, grad, features, index, count)
     left, right = _widened(grad), _widened(features)
     dots = torch.empty(indices.numel(), dtype=right.dtype)
     arrays = _arrays(indptr, indices, left, right, index, count, dots)
