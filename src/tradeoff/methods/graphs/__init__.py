@@ -1,0 +1,1 @@
+"""Training and pruning of networks on graphs."""
