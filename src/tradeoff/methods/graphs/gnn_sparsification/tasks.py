@@ -1,0 +1,206 @@
+"""The two tasks: sections of packages from their descriptions and neighbors, and who will write to whom next."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydantic
+import scipy.sparse
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from safetensors.torch import load_file, save_file
+from sklearn.metrics import roc_auc_score
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from tradeoff.core.errors import DataError
+from tradeoff.data.graphs import NodeData, load
+from tradeoff.data.graphs.temporal import LinkPairs, LinkSplits, TemporalEvents, load_file as _lf, split_links
+from tradeoff.nn.fit import evaluate
+
+from .models import LinkFNN, NodeFNN, link_loss
+from .training import Objective
+from .walks import skip_gram, temporal_walks
+
+VALIDATION = 0.2
+"""Part of the training window, its last, that chooses the epoch."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """Data, network and scores.
+
+    Attributes:
+        build: makes a new network.
+        objective: what is trained, and what the validation split chooses by.
+        test: quantities that a network reaches on the test split.
+    """
+
+    train: TensorDataset
+    validation: TensorDataset
+    build: Callable[[], nn.Module]
+    objective: Objective
+    test: Callable[[nn.Module], dict[str, float]]
+
+    @property
+    def example(self) -> Tensor:
+        """The inputs of one sample."""
+        return self.train.tensors[0][:1]
+
+
+class NodeSource(pydantic.BaseModel):
+    """Node classification.
+
+    Attributes:
+        data: a name of :func:`tradeoff.data.graphs.load`.
+        projection: numbers that a node's features are projected to; as many again are its neighbors' mean.
+        hidden, dropout: of the network.
+    """
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+    data: str = "debian"
+    projection: int = Field(default=128, ge=1)
+    hidden: tuple[int, ...] = (256, 128)
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+
+    def task(self) -> Task:
+        """Load and prepare the data."""
+        return node_task(load(self.data), self.projection, self.hidden, self.dropout)
+
+
+def node_task(data: NodeData, projection: int, hidden: tuple[int, ...], dropout: float) -> Task:
+    """Classes of nodes by a network that sees :func:`node_features`.
+
+    Raises:
+        DataError: nodes have several classes each.
+    """
+    if data.multi_label:
+        raise DataError(f"{data.name}: nodes with several classes each are not supported here")
+    x = node_features(data, projection)
+    train, validation, test = (
+        TensorDataset(x[part], data.y[part]) for part in (data.train, data.validation, data.test)
+    )
+    return Task(
+        train,
+        validation,
+        build=lambda: NodeFNN(x.shape[1], data.num_classes, hidden, dropout),
+        objective=Objective(),
+        test=lambda network: {"accuracy": evaluate(network, test)},
+    )
+
+
+def node_features(data: NodeData, projection: int) -> Float[Tensor, "nodes features"]:
+    """A node's features and the mean of its neighbors', both projected at random, standardized on training nodes."""
+    graph = data.graph
+    nodes, inputs = data.x.shape
+    directions = np.random.default_rng(0).normal(size=(inputs, projection)) / projection**0.5
+    own = data.x.numpy() @ directions.astype(np.float32)
+    edges = np.ones(len(graph.indices), dtype=np.float32)
+    neighbors = scipy.sparse.csr_array((edges, graph.indices, graph.indptr), shape=(nodes, nodes))
+    degrees = np.maximum(np.diff(graph.indptr), 1).astype(np.float32)
+    x = torch.from_numpy(np.hstack([own, (neighbors @ own) / degrees[:, None]]))
+    seen = x[data.train]
+    return (x - seen.mean(0)) / seen.std(0).clamp_min(1e-6)
+
+
+class LinkSource(pydantic.BaseModel):
+    """Temporal link prediction.
+
+    Attributes:
+        data: a name of :func:`tradeoff.data.graphs.load_events`.
+        walks, length, window, negatives, epochs, dimension: of :func:`temporal_walks` and :func:`skip_gram`.
+        hidden: width of the network.
+    """
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+    data: str = "college-msg"
+    walks: int = Field(default=10, ge=1)
+    length: int = Field(default=6, ge=2)
+    window: int = Field(default=5, ge=1)
+    negatives: int = Field(default=5, ge=1)
+    epochs: int = Field(default=5, ge=1)
+    dimension: int = Field(default=8, ge=1)
+    hidden: int = Field(default=128, ge=1)
+
+    def embed(self, folder: Path, seed: int) -> None:
+        """Learn the embeddings of the nodes from the first part of the events, and store them."""
+        history = split_links(load_events(self.data)).history
+        embeddings = embed(
+            history,
+            seed,
+            walks=self.walks,
+            length=self.length,
+            dimension=self.dimension,
+            window=self.window,
+            negatives=self.negatives,
+            epochs=self.epochs,
+        )
+        save_file({"embeddings": embeddings}, folder / "embeddings.safetensors")
+
+    def task(self, folder: Path) -> Task:
+        """Prepare the data with stored embeddings."""
+        splits = split_links(load_events(self.data))
+        return link_task(splits, load_file(folder / "embeddings.safetensors")["embeddings"], self.hidden)
+
+
+def embed(
+    history: TemporalEvents, seed: int, *, walks: int = 10, length: int = 6, **skip_gram_settings: Any
+) -> Float[Tensor, "nodes dimension"]:
+    """Embeddings of nodes from walks over events."""
+    nodes, _ = temporal_walks(
+        history.source,
+        history.target,
+        history.time,
+        per_node=walks,
+        length=length,
+        generator=np.random.default_rng(seed),
+    )
+    return skip_gram(nodes, history.num_nodes, seed=seed, **skip_gram_settings)
+
+
+def link_task(splits: LinkSplits, embeddings: Float[Tensor, "nodes dimension"], hidden: int) -> Task:
+    """Which pairs will meet, from the embeddings of both; the last fifth of the training window validates."""
+    scale = embeddings[torch.from_numpy(splits.history.nodes)].std().clamp_min(1e-6)
+    x, y = _pairs(splits.train, embeddings / scale)
+    late = torch.from_numpy(splits.train.time > np.quantile(splits.train.time, 1 - VALIDATION))
+    inputs, labels = _pairs(splits.test, embeddings / scale)
+    new = ~torch.from_numpy(splits.test.repeated)
+
+    def test(network: nn.Module) -> dict[str, float]:
+        scores = _logits(network, inputs)
+        return {
+            "auc": float(roc_auc_score(labels, scores)),
+            "auc_new": float(roc_auc_score(labels[new], scores[new])),
+        }
+
+    return Task(
+        TensorDataset(x[~late], y[~late]),
+        TensorDataset(x[late], y[late]),
+        build=lambda: LinkFNN(x.shape[1], hidden),
+        objective=Objective(link_loss, auc),
+        test=test,
+    )
+
+
+def auc(network: nn.Module, split: TensorDataset) -> float:
+    """Area under the receiver operating characteristic of a network's logits."""
+    inputs, labels = split.tensors
+    return float(roc_auc_score(labels, _logits(network, inputs)))
+
+
+@torch.no_grad()
+def _logits(network: nn.Module, inputs: Tensor) -> Tensor:
+    training, device = network.training, next(network.parameters()).device
+    logits: Tensor = network.eval()(inputs.to(device)).cpu()
+    network.train(training)
+    return logits
+
+
+def _pairs(pairs: LinkPairs, embeddings: Tensor) -> tuple[Tensor, Tensor]:
+    ends = embeddings[torch.from_numpy(pairs.source)], embeddings[torch.from_numpy(pairs.target)]
+    return torch.cat(ends, 1), torch.from_numpy(pairs.label)
