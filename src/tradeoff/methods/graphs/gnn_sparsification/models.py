@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional
@@ -58,10 +57,14 @@ class NodeFNN(nn.Module):
         super().__init__()
         self.embedding = None if nodes is None else nn.Embedding(nodes, inputs)
         widths = [inputs, *hidden, classes]
-        self.layers = nn.ModuleList(nn.Linear(a, b, bias=False) for a, b in zip(widths, widths[1:], strict=False))
+        self.layers = nn.ModuleList(
+            nn.Linear(a, b, bias=False) for a, b in zip(widths, widths[1:], strict=False)
+        )
         self.dropout, self.paper_head = dropout, paper_head
 
-    def forward(self, x: Float[Tensor, "nodes inputs"] | Int64[Tensor, " nodes"]) -> Float[Tensor, "nodes classes"]:
+    def forward(
+        self, x: Float[Tensor, "nodes inputs"] | Int64[Tensor, " nodes"]
+    ) -> Float[Tensor, "nodes classes"]:
         """Logits."""
         if self.embedding is not None:
             x = self.embedding(x)
@@ -75,8 +78,8 @@ class NodeFNN(nn.Module):
 class GCN(nn.Module):
     """Two graph convolutions (Kipf and Welling, 2017) over one graph that the module holds.
 
-    Its input is the numbers of the nodes whose logits are wanted, so one batch of all training nodes is one step
-    of full-batch training.
+    Its input is the numbers of the nodes whose logits are wanted, so one batch of all training nodes is one
+    step of full-batch training.
 
     Args:
         features: of all nodes.

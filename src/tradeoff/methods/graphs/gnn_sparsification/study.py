@@ -32,7 +32,16 @@ from .tasks import LinkSource, NodeSource, Task
 from .training import DenseTrainer, PruneTrainer, Report, SparseTrainer, Splitting
 
 Variant = Literal[
-    "prune", "prune-retrain", "prune-retrain-longer", "admm", "slr", "static", "set", "momentum", "explore", "rigl"
+    "prune",
+    "prune-retrain",
+    "prune-retrain-longer",
+    "admm",
+    "slr",
+    "static",
+    "set",
+    "momentum",
+    "explore",
+    "rigl",
 ]
 DENSE = "dense"
 """The network that train-and-prune starts from."""
@@ -79,6 +88,7 @@ class Routes(pydantic.BaseModel):
     retraining_reweighted: FitConfig = Field(description="of ADMM and SLR, after it")
     sparse: FitConfig = Field(description="of sparse training, from first step to last")
     prune_init: Distribution = "uniform"
+    exempt: tuple[str, ...] = Field((), description="names of weights that stay dense")
     growth: Growth = Growth()
     admm: Splitting = Splitting(kind="admm")
     slr: Splitting = Splitting(kind="slr")
@@ -106,7 +116,9 @@ class LinkRoutes(Routes):
 class SparsificationRecipe(Recipe):
     """What the study varies."""
 
-    node: NodeRoutes | None = Field(None, description="node classification: data, network, densities, training")
+    node: NodeRoutes | None = Field(
+        None, description="node classification: data, network, densities, training"
+    )
     link: LinkRoutes | None = Field(None, description="temporal link prediction: the same, and embeddings")
     threads: int | None = Field(1, ge=1, description="of training; these networks need only one")
 
@@ -187,7 +199,7 @@ class GNNSparsification(Method[SparsificationRecipe]):
 
 
 class Cost(pydantic.BaseModel):
-    """What a training took: operations, optimizer steps, and those steps times the part of inactive weights."""
+    """What a training took: operations, steps, and the sum over steps of the part of inactive weights."""
 
     model_config = pydantic.ConfigDict(frozen=True)
 
@@ -250,7 +262,12 @@ def _dense(task: Task, routes: Routes, seed: int, context: Context) -> tuple[nn.
         (folder / "cost.json").write_text(Cost.of(report).model_dump_json())
 
     source = routes.source.model_dump(mode="json")  # type: ignore[attr-defined]
-    key = {"dense": source, "fit": config.model_dump(mode="json"), "seed": seed, "threads": torch.get_num_threads()}
+    key = {
+        "dense": source,
+        "fit": config.model_dump(mode="json"),
+        "seed": seed,
+        "threads": torch.get_num_threads(),
+    }
     folder = context.cache(key, train)
     load_weights(network, folder / "model.safetensors")
     return network, Cost(**json.loads((folder / "cost.json").read_text()))
@@ -263,18 +280,21 @@ def _sparse(base: nn.Module, task: Task, routes: Routes, trial: Trial, callbacks
         torch.manual_seed(seed)
         network = task.build().to(next(base.parameters()).device)
         rule = routes.growth.rule(trial.variant, density)
-        trainer = SparseTrainer(network, rule, task.objective, seed=seed)
-        return trainer.fit(*data, _seeded(routes.sparse, seed, 0), callbacks=callbacks)
+        starting = SparseTrainer(network, rule, task.objective, exempt=routes.exempt, seed=seed)
+        return starting.fit(*data, _seeded(routes.sparse, seed, 0), callbacks=callbacks)
     splitting = {"admm": routes.admm, "slr": routes.slr}.get(trial.variant)
     retraining = {
         "prune": None,
         "prune-retrain": routes.retraining,
         "prune-retrain-longer": routes.retraining_longer,
     }.get(trial.variant, routes.retraining_reweighted)
-    return PruneTrainer(base, density, splitting, task.objective, init=routes.prune_init).fit(
+    trainer = PruneTrainer(
+        base, density, splitting, task.objective, init=routes.prune_init, exempt=routes.exempt
+    )
+    return trainer.fit(
         *data,
-        reweighting=splitting and _seeded(routes.reweighting, seed, 1),
-        retraining=retraining and _seeded(retraining, seed, 2),
+        reweighting=_seeded(routes.reweighting, seed, 1) if splitting else None,
+        retraining=_seeded(retraining, seed, 2) if retraining else None,
         callbacks=callbacks,
     )
 

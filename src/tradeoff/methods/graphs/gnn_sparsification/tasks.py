@@ -1,9 +1,9 @@
-"""The two tasks: sections of packages from their descriptions and neighbors, and who will write to whom next."""
+"""The two tasks: what class a node is of, and which nodes will meet next."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pydantic
@@ -17,11 +17,18 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from tradeoff.core.errors import DataError
-from tradeoff.data.graphs import NodeData, load
-from tradeoff.data.graphs.temporal import LinkPairs, LinkSplits, TemporalEvents, load_file as _lf, split_links
+from tradeoff.data.graphs import (
+    LinkPairs,
+    LinkSplits,
+    NodeData,
+    TemporalEvents,
+    load,
+    load_events,
+    split_links,
+)
 from tradeoff.nn.fit import evaluate
 
-from .models import LinkFNN, NodeFNN, link_loss
+from .models import GCN, LinkFNN, NodeFNN, link_loss
 from .training import Objective
 from .walks import skip_gram, temporal_walks
 
@@ -57,19 +64,24 @@ class NodeSource(pydantic.BaseModel):
     Attributes:
         data: a name of :func:`tradeoff.data.graphs.load`.
         projection: numbers that a node's features are projected to; as many again are its neighbors' mean.
-        hidden, dropout: of the network.
+        network: ``fnn`` sees projected features, ``gcn`` the graph and all features as they are.
+        hidden, dropout: of the network; a GCN has one hidden width.
     """
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
 
     data: str = "debian"
+    network: Literal["fnn", "gcn"] = "fnn"
     projection: int = Field(default=128, ge=1)
-    hidden: tuple[int, ...] = (256, 128)
+    hidden: tuple[int, ...] = Field(default=(256, 128), min_length=1)
     dropout: float = Field(default=0.1, ge=0, lt=1)
 
     def task(self) -> Task:
         """Load and prepare the data."""
-        return node_task(load(self.data), self.projection, self.hidden, self.dropout)
+        data = load(self.data)
+        if self.network == "gcn":
+            return gcn_task(data, self.hidden[0], self.dropout)
+        return node_task(data, self.projection, self.hidden, self.dropout)
 
 
 def node_task(data: NodeData, projection: int, hidden: tuple[int, ...], dropout: float) -> Task:
@@ -78,23 +90,39 @@ def node_task(data: NodeData, projection: int, hidden: tuple[int, ...], dropout:
     Raises:
         DataError: nodes have several classes each.
     """
+    x = node_features(data, projection)
+    return _classes(data, x, lambda: NodeFNN(x.shape[1], data.num_classes, hidden, dropout), Objective())
+
+
+def gcn_task(data: NodeData, hidden: int, dropout: float, weight_decay: float = 5e-4) -> Task:
+    """Classes of nodes by a :class:`GCN`, of which the first layer alone has weight decay.
+
+    Raises:
+        DataError: nodes have several classes each.
+    """
+    edges = torch.from_numpy(data.graph.edge_index)
+
+    def groups(network: nn.Module) -> list[dict[str, Any]]:
+        return [{"params": network.get_submodule("first").parameters(), "weight_decay": weight_decay}]
+
+    def build() -> nn.Module:
+        return GCN(data.x, edges, data.num_classes, hidden, dropout)
+
+    return _classes(data, torch.arange(len(data.x)), build, Objective(parameter_groups=groups))
+
+
+def _classes(data: NodeData, x: Tensor, build: Callable[[], nn.Module], objective: Objective) -> Task:
+    """A task whose test gives the accuracy."""
     if data.multi_label:
         raise DataError(f"{data.name}: nodes with several classes each are not supported here")
-    x = node_features(data, projection)
     train, validation, test = (
         TensorDataset(x[part], data.y[part]) for part in (data.train, data.validation, data.test)
     )
-    return Task(
-        train,
-        validation,
-        build=lambda: NodeFNN(x.shape[1], data.num_classes, hidden, dropout),
-        objective=Objective(),
-        test=lambda network: {"accuracy": evaluate(network, test)},
-    )
+    return Task(train, validation, build, objective, lambda network: {"accuracy": evaluate(network, test)})
 
 
 def node_features(data: NodeData, projection: int) -> Float[Tensor, "nodes features"]:
-    """A node's features and the mean of its neighbors', both projected at random, standardized on training nodes."""
+    """A node's features and its neighbors' mean, projected at random, standardized on the training nodes."""
     graph = data.graph
     nodes, inputs = data.x.shape
     directions = np.random.default_rng(0).normal(size=(inputs, projection)) / projection**0.5

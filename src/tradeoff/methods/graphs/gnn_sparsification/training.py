@@ -6,11 +6,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
+import pydantic
+from pydantic import Field
 from torch import Tensor, nn
 
 from tradeoff.nn.checkpoint import claim_folder, load_checkpoint, save_checkpoint, weights_digest
-from tradeoff.nn.fit import Callback, FitConfig, FitState, History, Indexable, Loss, cross_entropy, evaluate, fit
+from tradeoff.nn.fit import (
+    Callback,
+    FitConfig,
+    FitState,
+    History,
+    Indexable,
+    Loss,
+    cross_entropy,
+    evaluate,
+    fit,
+)
 from tradeoff.nn.masks import (
     ADMM,
     SLR,
@@ -61,10 +72,15 @@ class Report:
 
 @dataclass(frozen=True)
 class Objective:
-    """What is trained, and what a validation split chooses the best epoch by."""
+    """What is trained, and what a validation split chooses the best epoch by.
+
+    Attributes:
+        parameter_groups: of a model, as :func:`tradeoff.nn.fit.fit` takes them.
+    """
 
     loss: Loss = field(default_factory=cross_entropy)
     score: Score = evaluate
+    parameter_groups: Callable[[nn.Module], Sequence[Mapping[str, Any]]] = lambda model: ()
 
 
 class DenseTrainer:
@@ -97,6 +113,7 @@ class DenseTrainer:
                 None,
                 _with_epochs(config, epochs),
                 loss=self.objective.loss,
+                parameter_groups=self.objective.parameter_groups(self.model),
                 callbacks=[meter, best, *callbacks],
                 checkpoint=file,
             )
@@ -159,26 +176,33 @@ class SparseTrainer:
             CheckpointMismatch: ``checkpoint`` holds another training.
         """
         return _fit_masked(
-            self.training, self.objective, train, validation, _with_epochs(config, epochs), checkpoint, callbacks
+            self.training,
+            self.objective,
+            train,
+            validation,
+            _with_epochs(config, epochs),
+            checkpoint,
+            callbacks,
         )
 
 
-@dataclass(frozen=True)
-class Splitting:
+class Splitting(pydantic.BaseModel):
     """How a dense network is drawn toward a sparse one before it is pruned.
 
     Attributes:
         kind: ``admm``, or ``slr`` for surrogate Lagrangian relaxation.
         rho: weight of the penalty.
         sigma: first step size of SLR.
-        period: epochs after which the learning rate starts anew, a tenth of it in each third, as in the published
-            code (9); None leaves the configuration's schedule.
+        period: epochs after which the learning rate starts anew, a tenth of it in each third, as in the
+            published code (9); None leaves the configuration's schedule.
     """
 
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
     kind: Literal["admm", "slr"]
-    rho: float = 0.02
-    sigma: float = 0.02
-    period: int | None = None
+    rho: float = Field(default=0.02, gt=0)
+    sigma: float = Field(default=0.02, gt=0)
+    period: int | None = Field(default=None, ge=1)
 
     def start(self, model: nn.Module, counts: Mapping[str, int]) -> ADMM:
         """The state that goes with a model's training."""
@@ -241,7 +265,9 @@ class PruneTrainer:
         if (self.splitting is None) != (reweighting is None):
             raise ValueError("a splitting and the configuration of its training go together")
         if checkpoint is not None:
-            claim_folder(checkpoint, {"counts": self.counts, "model": weights_digest(self.model.state_dict())})
+            claim_folder(
+                checkpoint, {"counts": self.counts, "model": weights_digest(self.model.state_dict())}
+            )
         history, meter = History(), FlopMeter(self.model)
         if self.splitting is not None and reweighting is not None:
             history, meter = self._reweight(self.splitting, train, reweighting, checkpoint, callbacks)
@@ -273,6 +299,7 @@ class PruneTrainer:
                 None,
                 config,
                 loss=state.loss(self.objective.loss),
+                parameter_groups=self.objective.parameter_groups(self.model),
                 callbacks=[*schedule, meter, state, *callbacks],
                 checkpoint=checkpoint and checkpoint / "reweighting.safetensors",
             )
@@ -312,6 +339,7 @@ def _fit_masked(
             None,
             config,
             loss=objective.loss,
+            parameter_groups=objective.parameter_groups(training.model),
             callbacks=[meter, best, *callbacks],
             checkpoint=checkpoint and checkpoint / "training.safetensors",
         )

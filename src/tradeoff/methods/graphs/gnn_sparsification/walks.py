@@ -1,6 +1,7 @@
 """Random walks that go forward in time, and node embeddings learned from them.
 
-Walks: Nguyen et al., "Continuous-Time Dynamic Network Embeddings", 2018. Embeddings: skip-gram with negative sampling,
+Walks: Nguyen et al., "Continuous-Time Dynamic Network Embeddings", 2018. Embeddings: skip-gram with negative
+    sampling,
 Mikolov et al., 2013.
 """
 
@@ -27,8 +28,9 @@ def temporal_walks(
 ) -> tuple[Int64[np.ndarray, "walks length"], Int64[np.ndarray, "walks steps"]]:
     """Walks along events whose times never decrease, from every node that has an event of its own.
 
-    Each starts with an event of its node, drawn evenly, and goes on with one of its current node's events that is not
-    earlier than the last, drawn evenly, until there is none. Events may come in any order and share times.
+    Each starts with an event of its node, drawn evenly, and goes on with one of its current node's events
+    that is not earlier than the last, drawn evenly, until there is none. Events may come in any order and
+    share times.
 
     Args:
         sources, targets, times: of the events; an event of a node with itself is left out.
@@ -42,7 +44,9 @@ def temporal_walks(
         DataError: there are no events, or their three arrays differ in length.
     """
     if not len(sources) == len(targets) == len(times):
-        raise DataError(f"{len(sources)} sources, {len(targets)} targets and {len(times)} times are no events")
+        raise DataError(
+            f"{len(sources)} sources, {len(targets)} targets and {len(times)} times are no events"
+        )
     between_two = np.flatnonzero(np.asarray(sources) != targets)
     if not len(between_two):
         raise DataError("there is no event between two nodes to walk along")
@@ -78,7 +82,7 @@ def skip_gram(
     negatives: int = 5,
     epochs: int = 5,
     batch_size: int = 4096,
-    learning_rate: float = 0.02,
+    learning_rate: float = 0.01,
     seed: int = 0,
 ) -> Float[Tensor, "nodes dimension"]:
     """Embeddings under which nodes are near whose walks meet the same nodes.
