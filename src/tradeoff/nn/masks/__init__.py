@@ -8,7 +8,7 @@ training costs.
 
 from .densities import Distribution, active_counts, layer_densities
 from .errors import InfeasibleDensity, MaskError
-from .flops import FlopMeter, forward_flops, layer_rows, training_flops
+from .flops import FlopMeter, forward_flops, layer_rows, rigl_average_flops, training_flops
 from .mask_set import MaskSet
 from .rules import SET, DropAndGrow, Explore, Layer, RigL, SparseMomentum, SparseRule, Static, drop_and_grow
 from .splitting import ADMM, SLR
@@ -40,5 +40,6 @@ __all__ = [
     "layer_densities",
     "layer_rows",
     "maskable_weights",
+    "rigl_average_flops",
     "training_flops",
 ]

@@ -143,3 +143,12 @@ def training_flops(dense: int, sparse: int, steps: int, growth_steps: int = 0) -
         growth_steps: ``U``, steps that need the gradient of all weights.
     """
     return 3 * sparse * (steps - growth_steps) + growth_steps * (2 * sparse + dense)
+
+
+def rigl_average_flops(dense: float, sparse: float, update_every: int) -> float:
+    """Operations of a step as the RigL paper averages them, with an update as a step of its own.
+
+    ``(3 f_S dT + 2 f_S + f_D) / (dT + 1)``; for comparison with published numbers, :func:`training_flops` is
+    exact.
+    """
+    return (3 * sparse * update_every + 2 * sparse + dense) / (update_every + 1)

@@ -1,6 +1,7 @@
 """The networks that are made sparse: for links, for nodes, and a graph convolution."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
@@ -57,9 +58,7 @@ class NodeFNN(nn.Module):
         super().__init__()
         self.embedding = None if nodes is None else nn.Embedding(nodes, inputs)
         widths = [inputs, *hidden, classes]
-        self.layers = nn.ModuleList(
-            nn.Linear(a, b, bias=False) for a, b in zip(widths, widths[1:], strict=False)
-        )
+        self.layers = nn.ModuleList(nn.Linear(a, b, bias=False) for a, b in pairwise(widths))
         self.dropout, self.paper_head = dropout, paper_head
 
     def forward(

@@ -79,7 +79,7 @@ class Routes(pydantic.BaseModel):
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
 
-    variants: list[Variant] = Field(min_length=1)
+    variants: list[Variant]
     densities: list[float] = Field(min_length=1)
     dense: FitConfig
     retraining: FitConfig = Field(description="after a cut at once")

@@ -26,7 +26,10 @@ from tradeoff.data.graphs import (
     load_events,
     split_links,
 )
+from tradeoff.data.graphs.node_data import masks
 from tradeoff.nn.fit import evaluate
+from tradeoff.nn.graphs import from_edges
+from tradeoff.nn.graphs.arrays import load_npz
 
 from .models import GCN, LinkFNN, NodeFNN, link_loss
 from .training import Objective
@@ -62,7 +65,7 @@ class NodeSource(pydantic.BaseModel):
     """Node classification.
 
     Attributes:
-        data: a name of :func:`tradeoff.data.graphs.load`.
+        data: a name of :func:`tradeoff.data.graphs.load`, or an ``.npz`` file; see :func:`read_nodes`.
         projection: numbers that a node's features are projected to; as many again are its neighbors' mean.
         network: ``fnn`` sees projected features, ``gcn`` the graph and all features as they are.
         hidden, dropout: of the network; a GCN has one hidden width.
@@ -78,10 +81,50 @@ class NodeSource(pydantic.BaseModel):
 
     def task(self) -> Task:
         """Load and prepare the data."""
-        data = load(self.data)
+        data = read_nodes(Path(self.data)) if self.data.endswith(".npz") else load(self.data)
         if self.network == "gcn":
             return gcn_task(data, self.hidden[0], self.dropout)
         return node_task(data, self.projection, self.hidden, self.dropout)
+
+
+def read_nodes(path: Path) -> NodeData:
+    """A graph of one's own from an ``.npz`` file.
+
+    Its arrays: ``x`` ``(nodes, features)``, integers ``y`` ``(nodes,)``, ``edge_index`` ``(2, edges)``, and
+        numbers of
+    nodes ``train``, ``validation`` and ``test``.
+
+    Raises:
+        DataError: the file is absent or damaged, or its arrays do not fit together.
+    """
+    arrays = load_npz(path, ("x", "y", "edge_index", "train", "validation", "test"))
+    x, y, edges = (arrays[name] for name in ("x", "y", "edge_index"))
+    if (
+        x.ndim != 2
+        or y.shape != x.shape[:1]
+        or y.dtype.kind not in "iu"
+        or x.dtype.kind not in "fiu"
+        or not len(y)
+    ):
+        raise DataError(f"{path}: x must be numbers (nodes, features), and y integers (nodes,)")
+    if edges.ndim != 2 or len(edges) != 2 or edges.dtype.kind not in "iu":
+        raise DataError(f"{path}: edge_index must be integers (2, edges)")
+    if edges.size and not 0 <= edges.min() <= edges.max() < len(x):
+        raise DataError(f"{path}: edge_index names a node that x lacks")
+    if y.min() < 0:
+        raise DataError(f"{path}: classes in y count from 0")
+    train, validation, test = masks(len(x), arrays["train"], arrays["validation"], arrays["test"])
+    return NodeData(
+        path.stem,
+        from_edges(edges[1], edges[0], len(x), name=path.stem),
+        torch.from_numpy(x.astype(np.float32)),
+        torch.from_numpy(y.astype(np.int64)),
+        train,
+        validation,
+        test,
+        num_classes=int(y.max()) + 1,
+        origin=str(path),
+    )
 
 
 def node_task(data: NodeData, projection: int, hidden: tuple[int, ...], dropout: float) -> Task:

@@ -362,7 +362,7 @@ def _report(
     return Report(
         model=model,
         accuracy=None if best.validation is None else best.score_of_best,
-        masks=training and training.masks.clone(),
+        masks=training.masks.clone() if training else None,
         density=active / training.masks.size if training else 1.0,
         train_flops=meter.total,
         training_sparsity=meter.training_sparsity,

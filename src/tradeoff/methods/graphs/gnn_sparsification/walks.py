@@ -109,16 +109,16 @@ def skip_gram(
         optimizer = torch.optim.SparseAdam([inner.weight, outer.weight], lr=learning_rate)
         frequency = torch.bincount(contexts, minlength=num_nodes).double() ** 0.75
         for _ in range(epochs):
-            for batch in torch.randperm(len(centers)).split(batch_size):
+            for batch in torch.split(torch.randperm(len(centers)), batch_size):
                 center = inner(centers[batch])
                 drawn = torch.multinomial(frequency, len(batch) * negatives, replacement=True)
                 near = (center * outer(contexts[batch])).sum(1)
                 far = (center[:, None] * outer(drawn.view(-1, negatives))).sum(2)
                 loss = functional.softplus(-near).sum() + functional.softplus(far).sum()
                 optimizer.zero_grad()
-                (loss / len(batch)).backward()
-                optimizer.step()
-    on_a_walk = torch.zeros(num_nodes, 1).index_fill_(0, centers.unique(), 1)
+                (loss / len(batch)).backward()  # type: ignore[no-untyped-call]
+                optimizer.step()  # type: ignore[no-untyped-call]
+    on_a_walk = torch.zeros(num_nodes, 1).index_fill_(0, torch.unique(centers), 1)
     return inner.weight.detach() * on_a_walk
 
 
