@@ -26,15 +26,15 @@ def train(
     data: Annotated[
         str,
         typer.Option(
-            help="A name of tradeoff.data.graphs; for nodes an .npz with x, y, edge_index, train, validation,
-            test; " "for links a text of 'source target time' in each line."
+            help="A name of tradeoff.data.graphs; for nodes an .npz with x, y, edge_index, train, validation "
+            "and test; for links a text of 'source target time' in each line."
         ),
     ] = "",
     method: Annotated[
         str,
         typer.Option(
-            help="Which of: dense, prune, prune-retrain, prune-retrain-longer, admm, slr, static, set,
-            momentum, " "explore, rigl; with commas."
+            help="Which of: dense, prune, prune-retrain, prune-retrain-longer, admm, slr, static, set, "
+            "momentum, explore, rigl; with commas."
         ),
     ] = "dense,prune-retrain,admm,slr,static,set,rigl",
     density: Annotated[str, typer.Option(help="Parts of the weights to keep, with commas.")] = "0.1,0.03",
@@ -85,8 +85,13 @@ def train(
 
 
 def _recipe(
-    study_method: "GNNSparsification", task: str, data: str, method: str, density: str, update_every: int,
-        seeds: int
+    study_method: "GNNSparsification",
+    task: str,
+    data: str,
+    method: str,
+    density: str,
+    update_every: int,
+    seeds: int,
 ) -> "SparsificationRecipe":
     """The default recipe with one task and the user's choices."""
     from tradeoff.core.errors import RecipeError
@@ -131,6 +136,6 @@ def _published_averages(study: "Study", update_every: int) -> Iterator[str]:
         sparse = cell.mean("flops")
         average = rigl_average_flops(dense, sparse, update_every)
         yield (
-            f"rigl at density {cell[0].trial.setting['density']}: a step costs {average:,.0f} FLOP a sample by
-            the " f"RigL paper's average, {3 * sparse:,.0f} without growth, {3 * dense:,.0f} dense"
+            f"rigl at density {cell[0].trial.setting['density']}: a step costs {average:,.0f} FLOP a sample "
+            f"by the RigL paper's average, {3 * sparse:,.0f} without growth, {3 * dense:,.0f} dense"
         )
