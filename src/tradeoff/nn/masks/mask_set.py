@@ -182,21 +182,21 @@ def as_buffers(model: nn.Module, kind: str, tensors: Mapping[str, Tensor]) -> It
     So checkpoints of :func:`tradeoff.nn.fit.fit` hold them and restore them in place.
 
     Args:
-        kind: is appended to the weight's name: ``layer.weight`` and ``mask`` make ``layer.weight_mask``.
+        kind: is appended to the weight's name: ``layer.weight`` and ``mask`` make ``layer:weight_mask``.
 
     Raises:
         MaskError: the model has such an attribute already.
     """
-    registered: list[tuple[nn.Module, str]] = []
+    # All at the model itself: the linear layers of PyG store no buffers of their own.
+    registered: list[str] = []
     try:
         for name, tensor in tensors.items():
-            owner_name, _, leaf = name.rpartition(".")
-            owner, attribute = model.get_submodule(owner_name), f"{leaf}_{kind}"
-            if hasattr(owner, attribute):
-                raise MaskError(f"{name} has a {attribute} already: another training holds this model")
-            owner.register_buffer(attribute, tensor)
-            registered.append((owner, attribute))
+            attribute = f"{name.replace('.', ':')}_{kind}"
+            if hasattr(model, attribute):
+                raise MaskError(f"the model has a {attribute} already: another training holds it")
+            model.register_buffer(attribute, tensor)
+            registered.append(attribute)
         yield
     finally:
-        for owner, attribute in registered:
-            delattr(owner, attribute)
+        for attribute in registered:
+            delattr(model, attribute)
