@@ -75,7 +75,7 @@ def test_counts_sum_to_the_budget_exactly(
 
 
 def test_three_layers_of_which_one_is_clipped() -> None:
-    """By hand: eps = 1300 / 240 would give the small one 1.08; the others share 1200 in the ratio 110 : 110."""
+    """By hand: eps = 1300 / 240 would give the small one 1.08; the others share 1200 evenly."""
     shapes = {"a": (10, 100), "b": (10, 10), "c": (100, 10)}
     expected = {"a": 0.6, "b": 1.0, "c": 0.6}
     assert layer_densities(shapes, 1300 / 2100, "erk") == pytest.approx(expected, abs=1e-12)

@@ -25,7 +25,8 @@ from .weights import maskable_weights, users
 class FlopMeter(Callback):
     """Counts a training while it runs: a callback of :func:`tradeoff.nn.fit.fit`, used as a context manager.
 
-    In a loop of your own, call :meth:`step` after each optimizer step.
+    In a loop of your own, call :meth:`step` after each optimizer step. Of several processes, each counts its
+    own share of the batches.
 
     Args:
         model: whose training is counted.

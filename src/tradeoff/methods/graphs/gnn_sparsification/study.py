@@ -177,7 +177,7 @@ class GNNSparsification(Method[SparsificationRecipe]):
         size = sum(weight.numel() for weight in maskable_weights(network).values())
         active = report.masks.count() if report and report.masks else size
         others = sum(p.numel() for p in network.parameters()) - size
-        rows = layer_rows(network, task.example)
+        rows = layer_rows(network, task.example.to(context.device))
         folder = context.work / "network"
         folder.mkdir(parents=True, exist_ok=True)
         save_weights(network, folder / "model.safetensors")

@@ -104,6 +104,7 @@ class DenseTrainer:
         callbacks: Sequence[Callback] = (),
     ) -> Report:
         """Train; see :meth:`SparseTrainer.fit` for the arguments."""
+        _claim(checkpoint, self.model, {})
         best = _KeepBest(self.objective.score, validation, None, checkpoint)
         file = checkpoint and checkpoint / "training.safetensors"
         with FlopMeter(self.model) as meter:
@@ -175,6 +176,8 @@ class SparseTrainer:
         Raises:
             CheckpointMismatch: ``checkpoint`` holds another training.
         """
+        rule = [type(self.rule).__name__, self.rule.model_dump(mode="json")]
+        _claim(checkpoint, self.model, {"rule": rule, "seed": self.training.seed})
         return _fit_masked(
             self.training,
             self.objective,
@@ -264,10 +267,8 @@ class PruneTrainer:
         """
         if (self.splitting is None) != (reweighting is None):
             raise ValueError("a splitting and the configuration of its training go together")
-        if checkpoint is not None:
-            claim_folder(
-                checkpoint, {"counts": self.counts, "model": weights_digest(self.model.state_dict())}
-            )
+        splitting = self.splitting and self.splitting.model_dump()
+        _claim(checkpoint, self.model, {"counts": self.counts, "splitting": splitting})
         history, meter = History(), FlopMeter(self.model)
         if self.splitting is not None and reweighting is not None:
             history, meter = self._reweight(self.splitting, train, reweighting, checkpoint, callbacks)
@@ -320,6 +321,12 @@ class PeriodicDecay(Callback):
         third = state.epoch % self.epochs * 3 // self.epochs
         for group in state.optimizer.param_groups:
             group["lr"] = group["base_lr"] / 10**third
+
+
+def _claim(folder: Path | None, model: nn.Module, settings: dict[str, Any]) -> None:
+    """Refuse a folder that holds a training of another start or other settings."""
+    if folder is not None:
+        claim_folder(folder, {"model": weights_digest(model.state_dict()), **settings})
 
 
 def _fit_masked(
@@ -393,7 +400,7 @@ class _KeepBest(Callback):
     ) -> None:
         self.score, self.validation, self.training = score, validation, training
         self.file = folder and folder / "best.safetensors"
-        self.score_of_best = -1.0
+        self.score_of_best = self.last = -1.0
         self.weights: dict[str, Tensor] | None = None
         if self.file is not None and self.file.exists():
             self.weights, progress = load_checkpoint(self.file)
