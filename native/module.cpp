@@ -9,5 +9,11 @@ NB_MODULE(_native, m) {
     register_ring(m);
     register_bits(m);
     register_elementwise(m);
+    register_pages(m);
+    register_sparse(m);
+    register_cbsr(m);
+    register_select(m);
+    register_maxk_fused(m);
+    register_partition(m);
     m.def("instruction_set", &tradeoff::isa_name, "The instruction set in use: avx512, avx2 or portable");
 }

@@ -80,11 +80,14 @@ void pack_row_pairs(const T *a, Index stride, Index rows, Index depth, T *out) {
     for (Index i = 0; i < mr; ++i) {
         const T *source = a + i * stride;
         T *to = out + mr + 2 * i, sum = 0;
-        for (Index k = 0; k < depth; k += 2, to += 2 * mr) {
-            const T first = i < rows ? source[k] : T(0), second = i < rows && k + 1 < depth ? source[k + 1] : T(0);
-            to[0] = first;
-            to[1] = second;
-            sum += first * second;
+        Index k = i < rows ? 0 : depth;
+        for (; k + 1 < depth; k += 2, to += 2 * mr) {
+            std::memcpy(to, source + k, 2 * sizeof(T));
+            sum += source[k] * source[k + 1];
+        }
+        for (k = i < rows ? k : 0; k < depth; k += 2, to += 2 * mr) {
+            to[0] = i < rows ? source[k] : T(0);
+            to[1] = 0;
         }
         out[i] = sum;
     }
@@ -209,22 +212,31 @@ TRADEOFF_AVX2 void micro32_avx2(Index depth, const uint32_t *a, const uint32_t *
 #undef TRADEOFF_ROW
 
 TRADEOFF_AVX512 void micro64_avx512(Index depth, const uint64_t *a, const uint64_t *b, uint64_t *tile) {
-    constexpr int mr = 8, vectors = 3;
+    constexpr int mr = 8, vectors = 3, nr = 8 * vectors;
     __m512i sum[mr][vectors];
     for (int i = 0; i < mr; ++i)
-        for (int j = 0; j < vectors; ++j) sum[i][j] = _mm512_setzero_si512();
-    for (Index k = 0; k < depth; ++k, a += mr, b += 8 * vectors) {
-        const __m512i b0 = _mm512_load_si512(b), b1 = _mm512_load_si512(b + 8), b2 = _mm512_load_si512(b + 16);
+        for (int j = 0; j < vectors; ++j)  // less the sums of products of pairs of row i of A and of the columns of B
+            sum[i][j] = _mm512_sub_epi64(_mm512_set1_epi64(-static_cast<long long>(a[i])), _mm512_load_si512(b + 8 * j));
+    a += mr;
+    b += nr;
+    for (Index k = 0; k < depth; k += 2, a += 2 * mr, b += 2 * nr) {
+        const __m512i x0 = _mm512_load_si512(b), x1 = _mm512_load_si512(b + nr);
+        const __m512i y0 = _mm512_load_si512(b + 8), y1 = _mm512_load_si512(b + nr + 8);
+        const __m512i z0 = _mm512_load_si512(b + 16), z1 = _mm512_load_si512(b + nr + 16);
 #pragma GCC unroll 8
         for (int i = 0; i < mr; ++i) {
-            const __m512i one = _mm512_set1_epi64(static_cast<long long>(a[i]));
-            sum[i][0] = _mm512_add_epi64(sum[i][0], _mm512_mullo_epi64(one, b0));
-            sum[i][1] = _mm512_add_epi64(sum[i][1], _mm512_mullo_epi64(one, b1));
-            sum[i][2] = _mm512_add_epi64(sum[i][2], _mm512_mullo_epi64(one, b2));
+            const __m512i p = _mm512_set1_epi64(static_cast<long long>(a[2 * i]));
+            const __m512i q = _mm512_set1_epi64(static_cast<long long>(a[2 * i + 1]));
+            sum[i][0] = _mm512_add_epi64(
+                sum[i][0], _mm512_mullo_epi64(_mm512_add_epi64(p, x1), _mm512_add_epi64(q, x0)));
+            sum[i][1] = _mm512_add_epi64(
+                sum[i][1], _mm512_mullo_epi64(_mm512_add_epi64(p, y1), _mm512_add_epi64(q, y0)));
+            sum[i][2] = _mm512_add_epi64(
+                sum[i][2], _mm512_mullo_epi64(_mm512_add_epi64(p, z1), _mm512_add_epi64(q, z0)));
         }
     }
     for (int i = 0; i < mr; ++i)
-        for (int j = 0; j < vectors; ++j) _mm512_store_si512(tile + 24 * i + 8 * j, sum[i][j]);
+        for (int j = 0; j < vectors; ++j) _mm512_store_si512(tile + nr * i + 8 * j, sum[i][j]);
 }
 
 TRADEOFF_AVX512 void micro32_avx512(Index depth, const uint32_t *a, const uint32_t *b, uint32_t *tile) {
@@ -254,7 +266,7 @@ MicroKernel<T> micro_kernel();
 template <>
 MicroKernel<uint64_t> micro_kernel() {
 #if TRADEOFF_X86
-    if (isa() == Isa::avx512) return {8, 24, false, pack_rows<uint64_t, 8>, micro64_avx512};
+    if (isa() == Isa::avx512) return {8, 24, true, pack_row_pairs<uint64_t, 8>, micro64_avx512};
     if (isa() == Isa::avx2) return {3, 8, true, pack_row_pairs<uint64_t, 3>, micro64_avx2};
 #endif
     return {4, 4, false, pack_rows<uint64_t, 4>, micro_portable<uint64_t, 4, 4>};
@@ -346,7 +358,7 @@ struct Output {
     T *data;
     Index row, positions, image;
 
-    void write(const T *tile, Index nr, Index i0, Index rows, Index j0, Index columns, bool add) const {
+    TRADEOFF_INLINE void write(const T *tile, Index nr, Index i0, Index rows, Index j0, Index columns, bool add) const {
         for (Index j = 0; j < columns;) {
             const Index position = (j0 + j) % positions;
             const Index run = std::min(columns - j, positions - position);
@@ -362,6 +374,18 @@ struct Output {
         }
     }
 };
+template <class T>
+using WriteTile = void (*)(const Output<T> &, const T *, Index, Index, Index, Index, Index, bool);
+template <class T>
+void write_portable(const Output<T> &out, const T *tile, Index nr, Index i0, Index rows, Index j0, Index columns,
+                    bool add) {
+    out.write(tile, nr, i0, rows, j0, columns, add);
+}
+template <class T>
+TRADEOFF_AVX2 void write_avx2(const Output<T> &out, const T *tile, Index nr, Index i0, Index rows, Index j0,
+                              Index columns, bool add) {
+    out.write(tile, nr, i0, rows, j0, columns, add);
+}
 
 // out += weight * x over a row: one tap of a depthwise convolution, or one term of a thin product.
 template <class T>
@@ -402,6 +426,7 @@ template <class T, class Columns>
 void multiply_part(const MicroKernel<T> &kernel, const T *a, const Columns &b, const Output<T> &out, Index depth,
                    Range rows, Range columns) {
     thread_local Scratch<T> scratch_a, scratch_b;
+    const WriteTile<T> write = isa() == Isa::portable ? write_portable<T> : write_avx2<T>;
     const Index mr = kernel.mr, nr = kernel.nr;
     alignas(64) T tile[kMaxTile];
     const Index block_rows = kRows / mr * mr, block_columns = kColumns / nr * nr;
@@ -428,7 +453,7 @@ void multiply_part(const MicroKernel<T> &kernel, const T *a, const Columns &b, c
                 for (Index j = 0; j < width; j += nr)
                     for (Index i = 0; i < height; i += mr) {
                         kernel.run(terms, packed_a + i / mr * panel_a, packed_b + j / nr * panel_b, tile);
-                        out.write(tile, nr, ic + i, std::min(mr, height - i), jc + j, std::min(nr, width - j), pc > 0);
+                        write(out, tile, nr, ic + i, std::min(mr, height - i), jc + j, std::min(nr, width - j), pc > 0);
                     }
             }
         }

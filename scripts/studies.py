@@ -13,7 +13,7 @@ from pathlib import Path
 from tradeoff.core.progress import ConsoleMonitor
 from tradeoff.core.registry import PACKAGE, load_method, methods
 from tradeoff.core.report import write_report
-from tradeoff.core.results import fill_quotes, readme_with_systems, save_results
+from tradeoff.core.results import fill_quotes, quoted_files, readme_with_systems, save_results
 from tradeoff.core.study import pending_trials, run_study
 
 ROOT = Path(__file__).parent.parent
@@ -56,6 +56,15 @@ def run(name: str, recipe_name: str) -> None:
 def refresh() -> None:
     """Bring what cards and the README quote up to date."""
     for card in sorted(PACKAGE.glob("methods/*/*/card.md")):
+        absent = [
+            name for name in quoted_files(card.read_text(encoding="utf-8")) if not (RESULTS / name).exists()
+        ]
+        if absent:
+            print(
+                f"{card.parent.name}: left as it is, since {', '.join(absent)} is not there yet",
+                file=sys.stderr,
+            )
+            continue
         card.write_text(fill_quotes(card.read_text(encoding="utf-8"), RESULTS), encoding="utf-8")
     readme = ROOT / "README.md"
     readme.write_text(readme_with_systems(readme.read_text(encoding="utf-8")), encoding="utf-8")

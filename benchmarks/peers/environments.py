@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,11 +21,14 @@ class Environment:
         name: of its folder, `PEER-VERSION`.
         requirements: installed with their dependencies.
         alone: installed afterwards without: their declared dependencies no longer install.
+        stands_on_this: whether it also sees the packages of the interpreter that makes it, for peers that are
+            timed in one process with this project.
     """
 
     name: str
     requirements: tuple[str, ...]
     alone: tuple[str, ...] = ()
+    stands_on_this: bool = False
 
     @property
     def folder(self) -> Path:
@@ -37,7 +41,7 @@ class Environment:
     def make(self) -> None:
         """Creates the environment unless it is complete; an interrupted or outdated one is made anew."""
         digest = hashlib.sha256(
-            repr((self.requirements, self.alone, sys.version_info[:2])).encode()
+            repr((self.requirements, self.alone, sys.version_info[:2], self._packages_seen())).encode()
         ).hexdigest()
         marker = self.folder / "complete"
         self.folder.parent.mkdir(parents=True, exist_ok=True)
@@ -47,10 +51,22 @@ class Environment:
             shutil.rmtree(self.folder, ignore_errors=True)
             subprocess.run([sys.executable, "-m", "venv", str(self.folder)], check=True)
             pip = [str(self.python), "-m", "pip", "install", "--quiet"]
-            subprocess.run([*pip, *self.requirements], check=True)
+            if self.requirements:
+                subprocess.run([*pip, *self.requirements], check=True)
             if self.alone:
                 subprocess.run([*pip, "--no-deps", *self.alone], check=True)
+            for index, seen in enumerate(self._packages_seen()):
+                # addsitedir, unlike a plain path, also follows editable installations.
+                own = sysconfig.get_path("purelib", vars={"base": str(self.folder)})
+                line = f"import site; site.addsitedir({seen!r})\n"
+                Path(own, f"stands_on_{index}.pth").write_text(line)
             marker.write_text(digest)
+
+    def _packages_seen(self) -> tuple[str, ...]:
+        """Folders of packages of this interpreter that the environment sees after its own."""
+        if not self.stands_on_this:
+            return ()
+        return tuple(path for path in sys.path if path.endswith("site-packages"))
 
     def versions(self) -> dict[str, str]:
         """Installed distributions and their versions."""
@@ -69,3 +85,11 @@ CRYPTEN = Environment(
     alone=("crypten==0.4.1",),
 )
 SPU = Environment("spu-0.9.5", ("spu==0.9.5", "jax==0.4.34", "jaxlib==0.4.34", "numpy==1.26.4"))
+# Later versions of DGL are not on PyPI for Linux; the CPU kernels of this one load beside current torch once
+# the module that does not is replaced (peers/dgl_products.py).
+DGL = Environment(
+    "dgl-2.1.0",
+    ("pandas<3", "requests", "tqdm", "psutil"),
+    alone=("dgl==2.1.0", "torchdata==0.7.1"),
+    stands_on_this=True,
+)

@@ -12,10 +12,10 @@ from worker import Arrays, serve
 
 from tradeoff.engines import two_party
 from tradeoff.engines.transport import Config, Party
-from tradeoff.engines.two_party.meter import measured_row
 from tradeoff.engines.two_party.offline import Generator, dealt_source, run_dealer
 from tradeoff.engines.two_party.party import CLIENT, SETUP, Evaluator, announce_batch, learn_batch
 from tradeoff.engines.two_party.prg import SEED_BYTES
+from tradeoff.engines.two_party.session import operator_row
 from tradeoff.nn.polynomial import Polynomial
 
 DEALER = 2
@@ -152,7 +152,7 @@ class Tradeoff:
         seconds = computation.evaluator.clock.seconds
         stats = computation.net.stats()
         rows = [
-            measured_row(stats, seconds, step.name, step.kind, self.rank)
+            operator_row(stats, seconds, step.name, step.kind, self.rank)
             for step in computation.program.steps
             if computation.workload == "small_cnn" or step.kind not in ENDS
         ]
@@ -160,7 +160,7 @@ class Tradeoff:
             "sent_bytes": sum(row.sent for row in rows),
             "rounds": sum(row.rounds for row in rows),
             "offline_bytes": sum(row.offline for row in rows),
-            "setup_bytes": measured_row(stats, seconds, SETUP, SETUP, self.rank).sent,
+            "setup_bytes": operator_row(stats, seconds, SETUP, SETUP, self.rank).sent,
         }
 
 

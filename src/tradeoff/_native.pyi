@@ -1,16 +1,22 @@
 """Types of the compiled kernels; their callers check shapes and dtypes and give what each function does.
 
-Arrays are contiguous and on the CPU. Written are ``out``, ``masked``, ``linear``, and of leaves and evaluate
-``g`` and ``p``.
+Arrays are contiguous and on the CPU. Written are ``out``, ``masked``, ``linear``, of leaves and evaluate
+``g`` and ``p``, and of the sparse kernels the last arrays: see :mod:`tradeoff.engines.kernels.native_ops`.
 """
 
 from collections.abc import Sequence
 
-from numpy import uint32, uint64
+from numpy import float32, float64, int16, int32, int64, uint8, uint32, uint64
 from numpy.typing import NDArray
 
 _Ring = NDArray[uint64] | NDArray[uint32]
+_Floats = NDArray[float32] | NDArray[float64]
+_Offsets = NDArray[int64]
+_Columns = NDArray[int32] | NDArray[int64]
+_Places = NDArray[uint8] | NDArray[int16]
+_Counts = NDArray[int32] | None
 _Words = NDArray[uint64]
+_Order = NDArray[int32]
 
 def instruction_set() -> str: ...
 def relay_packets(links: Sequence[tuple[int, int, float, float]], stop: int) -> None: ...
@@ -79,3 +85,68 @@ def deal_truncated_relu(
     out: _Ring,
     threads: int,
 ) -> None: ...
+def cbsr_linear(
+    values: _Floats, index: _Places, weight: _Floats, add: _Floats, out: _Floats, threads: int
+) -> None: ...
+def cbsr_linear_values(
+    grad: _Floats, weight: _Floats, index: _Places, out: _Floats, threads: int
+) -> None: ...
+def cbsr_linear_weight(
+    grad: _Floats, values: _Floats, index: _Places, out: _Floats, threads: int
+) -> None: ...
+def sort_by_degree(indptr: _Offsets, order: _Order) -> None: ...
+def count_blocks(indptr: _Offsets, limit: int, rows_per_block: _Offsets) -> int: ...
+def cut_blocks(
+    indptr: _Offsets,
+    order: _Order,
+    limit: int,
+    rows_per_block: _Offsets,
+    width: _Offsets,
+    blocks: _Order | _Offsets,
+) -> None: ...
+def huge_empty(bytes: int) -> NDArray[uint8]: ...
+def address(array: object) -> int: ...
+def sparse_spmm(
+    indptr: _Offsets, indices: _Columns, values: _Floats | None, x: _Floats, y: _Floats, threads: int
+) -> None: ...
+def sparse_sddmm(
+    indptr: _Offsets, indices: _Columns, y: _Floats, x: _Floats, dots: _Floats, threads: int
+) -> None: ...
+def sparse_transpose(
+    indptr: _Offsets, indices: _Columns, indptr_t: _Offsets, indices_t: _Columns, perm: _Offsets
+) -> None: ...
+def sparse_order(row: _Offsets, column: _Offsets, rows: int, columns: int, order: _Offsets) -> None: ...
+def maxk_select(x: _Floats, k: int, count: _Counts, values: _Floats, index: _Places, threads: int) -> int: ...
+def cbsr_spmm(
+    indptr: _Offsets,
+    indices: _Columns,
+    weights: _Floats | None,
+    values: _Floats,
+    index: _Places,
+    count: _Counts,
+    y: _Floats,
+    threads: int,
+) -> None: ...
+def cbsr_sddmm(
+    indptr: _Offsets,
+    indices: _Columns,
+    weights: _Floats | None,
+    grad: _Floats,
+    index: _Places,
+    count: _Counts,
+    column_offsets: _Offsets,
+    result: _Floats,
+    threads: int,
+) -> None: ...
+def cbsr_edge_dots(
+    indptr: _Offsets,
+    indices: _Columns,
+    grad: _Floats,
+    values: _Floats,
+    index: _Places,
+    count: _Counts,
+    dots: _Floats,
+    threads: int,
+) -> None: ...
+def cbsr_dense(values: _Floats, index: _Places, count: _Counts, dense: _Floats, threads: int) -> None: ...
+def cbsr_gather(dense: _Floats, index: _Places, count: _Counts, values: _Floats, threads: int) -> None: ...

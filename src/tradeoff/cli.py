@@ -5,16 +5,17 @@ Every import that costs time stands inside the command that needs it, so that he
 
 import shlex
 import sys
+import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stdout
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 from typer.core import TyperGroup
 
-from tradeoff.core.errors import EngineError, StoreError, TradeoffError, TrialFailed
+from tradeoff.core.errors import EngineError, StoreError, TradeoffError, TrialFailed, warning_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -120,6 +121,7 @@ def run(
 
     Exits with 0 after all trials ran, 1 if one failed, 2 for bad input.
     """
+    from tradeoff.core.context import usable_device
     from tradeoff.core.progress import ConsoleMonitor
     from tradeoff.core.registry import load_method
     from tradeoff.core.report import write_report
@@ -131,6 +133,10 @@ def run(
         chosen = method.load_recipe(recipe, [*(changes or []), *repeats])
         pending, total = pending_trials(method, chosen, runs)
         console = _console(stderr=True)
+        if device != "auto":
+            usable_device(device)
+        if method.timed and pending > 1 and (executor is ExecutorName.RAY or (workers or 1) > 1):
+            console.print(f"warning: {name} times its trials; at once they slow each other", style="yellow")
         minutes = chosen.minutes * pending / max(total, 1)
         if minutes > _LONG_RUN_MINUTES:
             console.print(f"{pending} of {total} trials to run, about {minutes:.0f} minutes on 2 cores")
@@ -248,7 +254,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     try:
-        app(args=[word for word in words if word != "--debug"], prog_name="tradeoff")
+        with warnings.catch_warnings():
+            if not debug:
+                warnings.showwarning = _show_warning
+            app(args=[word for word in words if word != "--debug"], prog_name="tradeoff")
     except Exception as error:
         if debug:
             raise
@@ -259,6 +268,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         hint = "" if expected else " (unexpected; --debug shows where)"
         print(f"error: {type(error).__name__}: {error}{hint}", file=sys.stderr)
         sys.exit(1 if at_work or not expected else 2)
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    print(f"warning: {warning_line(message, category, filename, lineno)}", file=sys.stderr)
 
 
 def _executor(name: ExecutorName, workers: int | None) -> "Executor | None":

@@ -31,7 +31,7 @@ def benchmark() -> ModuleType:
 
 
 def ring(speedup: float) -> dict[str, Any]:
-    return {"seconds": {"ring": 1.0, "torch_int64": speedup}}
+    return {"seconds": {"ring": 1.0, "torch_int64": speedup, "numpy_int64": speedup}}
 
 
 def test_verdicts_follow_the_figures(benchmark: ModuleType) -> None:
@@ -52,7 +52,7 @@ def test_cells_that_did_not_run_are_not_judged(benchmark: ModuleType) -> None:
         benchmark.Row("tradeoff", "small_cnn", 32, "wan", seconds=1.0),
         benchmark.Row("spu", "small_cnn", 32, "wan", note="not run"),
     ]
-    assert len(list(benchmark.verdicts(rows, ring(20.0)))) == 1
+    assert len(list(benchmark.verdicts(rows, ring(20.0)))) == 2
 
 
 def test_stored_results_are_complete_and_say_what_they_judge(benchmark: ModuleType) -> None:

@@ -1,7 +1,9 @@
 """Fuzzer of the store's JSON: ``python tests/core/fuzz_store.py -max_total_time=600``.
 
 Every input must be an outcome or a :class:`StoreError`, and an outcome must survive being written and read
-again. Half of the inputs are raw bytes; the other half are a valid outcome with a part of it replaced.
+again. Some inputs are raw bytes, some are the text of a valid outcome with bytes replaced, and most are a
+valid outcome with a part of it replaced. What makes these is instrumented, too, else the fuzzer would not see
+that a longer input builds another document, and would stay with the shortest ones.
 """
 
 import json
@@ -13,6 +15,7 @@ import atheris
 from tradeoff.core import Outcome, Trial, measured
 from tradeoff.core.errors import StoreError
 from tradeoff.core.files import parse_json
+from tradeoff.core.quantities import quantity
 from tradeoff.core.store import parse_outcome
 
 VALID = Outcome(
@@ -67,10 +70,24 @@ def changed_outcome(provider: Any) -> bytes:
     return json.dumps(document).encode()
 
 
+def changed_text(provider: Any) -> bytes:
+    """The text of the valid outcome with some bytes replaced."""
+    text = VALID.model_dump_json().encode()
+    start = provider.ConsumeIntInRange(0, len(text))
+    end = provider.ConsumeIntInRange(start, min(len(text), start + 8))
+    return text[:start] + provider.ConsumeBytes(8) + text[end:]
+
+
 def one_input(data: bytes) -> None:
     """Parse one input."""
     provider = atheris.FuzzedDataProvider(data)
-    text = changed_outcome(provider) if provider.ConsumeBool() else provider.ConsumeBytes(len(data))
+    match provider.ConsumeIntInRange(0, 7):
+        case 0:
+            text = provider.ConsumeBytes(len(data))
+        case 1:
+            text = changed_text(provider)
+        case _:
+            text = changed_outcome(provider)
     try:
         outcome = parse_outcome(text, "fuzz")
     except StoreError:
@@ -80,7 +97,8 @@ def one_input(data: bytes) -> None:
     assert again == outcome
 
 
-for function in (parse_outcome, parse_json, one_input):
+for function in (parse_outcome, parse_json, quantity, value, changed_outcome, changed_text):
     atheris.instrument_func(function)
-atheris.Setup(sys.argv, one_input)
+# Without these options libFuzzer starts with inputs of a few bytes, which build hardly any document.
+atheris.Setup([sys.argv[0], "-len_control=0", "-max_len=256", *sys.argv[1:]], one_input)
 atheris.Fuzz()

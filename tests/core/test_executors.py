@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,7 @@ class Wayward(Method[WaywardRecipe]):
             case "talk":
                 print("to standard output")
                 context.log.warning("look at %s", "this")
+                warnings.warn("mind that", stacklevel=1)
                 with context.progress(2, "steps") as bar:
                     bar.advance()
                     bar.advance()
@@ -120,6 +122,7 @@ def test_worker_processes_report_crashes_logs_and_progress(
     }
     assert study.outcomes.variants == ["talk", "good"]
     assert (logging.WARNING, "look at this") in recorder.lines
+    assert (logging.WARNING, "mind that") in recorder.lines
     assert recorder.progress[-1] == ("steps", 2, 2)
     assert len(recorder.results) == 5
     assert capfd.readouterr().out == "", "a trial's print reached standard output"

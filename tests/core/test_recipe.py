@@ -48,6 +48,8 @@ def test_load_with_changes(file: Path) -> None:
         ("training.epochs=0", "training.epochs: input should be greater than or equal to 1 (got '0')"),
         ("seeds=0", "seeds"),
         ("minutes=.inf", "minutes"),
+        ("training.learning_rate=.inf", "training.learning_rate: must be a finite number (got inf)"),
+        ("training.learning_rate=.nan", "training.learning_rate: must be a finite number (got nan)"),
         ("budgets", "--set 'budgets': write key=value"),
         ("=3", "write key=value"),
         ("name=[", "not valid YAML"),

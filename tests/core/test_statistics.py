@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from tradeoff.core import Claim, Finding, Outcome, Outcomes, Trial, Verdict, counted, measured
+from tradeoff.core.claims import all_hold, worst
+from tradeoff.core.errors import MissingOutcome
 from tradeoff.core.frontier import frontier
-from tradeoff.core.statistics import compare, mean_interval, median_interval
+from tradeoff.core.statistics import better, compare, mean_interval, median_interval, times_better
 
 VALUES = st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=12)
 
@@ -28,6 +30,11 @@ def test_interval_of_one_value_and_of_none() -> None:
     assert mean_interval([3.0]) == (3.0, -math.inf, math.inf)
     with pytest.raises(ValueError, match="at least one"):
         mean_interval([])
+
+
+def test_equal_values_have_an_interval_without_width() -> None:
+    assert sum([0.2] * 3) / 3 != 0.2
+    assert mean_interval([0.2] * 3) == (0.2, 0.2, 0.2)
 
 
 @pytest.mark.parametrize(
@@ -53,6 +60,87 @@ def test_compare(a: list[float], b: list[float], margin: float, verdict: Verdict
 def test_compare_refuses_what_it_cannot_pair() -> None:
     with pytest.raises(ValueError, match="cannot pair"):
         compare([1, 2], [1])
+
+
+def test_better_knows_the_direction_of_the_quantity_and_names_the_cells() -> None:
+    ours, theirs = (
+        Outcomes(cell(name, points))
+        for name, points in (
+            ("ours", [(10, 0.90), (11, 0.91), (12, 0.92)]),
+            ("theirs", [(20, 0.80), (21, 0.81), (22, 0.82)]),
+        )
+    )
+    accuracy, sent = better(ours, theirs, "accuracy"), better(ours, theirs, "online_bytes")
+    assert accuracy.verdict is sent.verdict is Verdict.HOLDS
+    assert accuracy.numbers["ours"] == pytest.approx(0.91)
+    assert sent.numbers["theirs"] == 21
+    assert sent.numbers["difference"] == 10
+    assert better(theirs, ours, "online_bytes").verdict is Verdict.FAILS
+    assert better(ours, theirs, "accuracy", margin=0.2).numbers["margin"] == 0.2
+    assert better(theirs, ours, "accuracy", margin=-0.2).verdict is Verdict.HOLDS
+    with pytest.raises(MissingOutcome, match="seeds"):
+        better(Outcomes(ours[1:]), theirs, "accuracy")
+
+
+def test_better_tells_settings_of_one_variant_apart() -> None:
+    small, large = (
+        Outcomes(
+            Outcome(
+                trial=Trial(variant="a", setting={"b": b}, seed=s), metrics={"accuracy": measured(b / 10 + s)}
+            )
+            for s in range(2)
+        )
+        for b in (1, 2)
+    )
+    finding = better(large, small, "accuracy")
+    assert finding.numbers["a b=2"] == pytest.approx(0.7)
+    assert finding.numbers["a b=1"] == pytest.approx(0.6)
+    assert Outcomes([*small, *large]).settings("b") == [1, 2]
+
+
+def test_factors_are_ratios_paired_by_seed() -> None:
+    ours, theirs = (
+        Outcomes(cell(name, [(x, 0.9) for x in bytes_]))
+        for name, bytes_ in (("ours", [10, 100, 1000]), ("theirs", [21, 205, 2300]))
+    )
+    finding = times_better(ours, theirs, "online_bytes", 1.5)
+    assert finding.verdict is Verdict.HOLDS
+    assert finding.numbers["ratio"] == pytest.approx((2.1 * 2.05 * 2.3) ** (1 / 3))
+    assert finding.numbers["low"] < finding.numbers["ratio"] < finding.numbers["high"]
+    assert finding.numbers["ours"] == 370
+    assert times_better(ours, theirs, "online_bytes", 3).verdict is Verdict.FAILS
+    assert times_better(theirs, ours, "online_bytes").verdict is Verdict.FAILS
+    with pytest.raises(ValueError, match="no ratio"):
+        times_better(Outcomes(cell("a", [(0, 1)])), Outcomes(cell("b", [(1, 1)])), "online_bytes")
+
+
+def test_cells_of_different_data_are_not_compared() -> None:
+    outcomes = Outcomes(
+        Outcome(
+            trial=Trial(variant=variant, setting={"data": data}),
+            metrics={"online_bytes": counted(x), "accuracy": measured(y)},
+        )
+        for variant, data, x, y in (
+            ("a", "easy", 1, 0.9),
+            ("b", "easy", 2, 0.8),
+            ("a", "hard", 9, 0.5),
+            ("b", "hard", 8, 0.4),
+        )
+    )
+    assert frontier(outcomes, "online_bytes", "accuracy") == [0]
+    assert frontier(outcomes, "online_bytes", "accuracy", within=["data"]) == [0, 2, 3]
+
+
+def test_several_findings_hold_together_only_if_all_do() -> None:
+    holds, fails, undecided = (
+        Finding(verdict=verdict, numbers={"difference": index}) for index, verdict in enumerate(Verdict)
+    )
+    assert all_hold({"at 1": holds}).verdict is Verdict.HOLDS
+    assert all_hold({"at 1": holds, "at 2": undecided}).verdict is Verdict.UNDECIDED
+    both = all_hold({"at 1": undecided, "at 2": fails})
+    assert both.verdict is Verdict.FAILS
+    assert both.numbers == {"difference at 1": 2, "difference at 2": 1}
+    assert worst([]) is Verdict.HOLDS
 
 
 def test_median_interval_covers() -> None:

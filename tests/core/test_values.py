@@ -3,7 +3,9 @@
 import json
 import math
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -58,6 +60,17 @@ def test_a_trial_survives_json_with_its_key(setting: dict[str, object], seed: in
 def test_trial_keys_tell_values_of_different_types_apart() -> None:
     keys = {Trial(variant="a", setting={"x": x}).key for x in (1, 1.0, True, "1", None)}
     assert len(keys) == 5
+
+
+def test_numbers_of_numpy_and_torch_in_a_setting_are_pythons() -> None:
+    plain = Trial(variant="a", setting={"n": 3, "rate": 0.5, "on": True})
+    for numbers in (
+        {"n": np.int64(3), "rate": np.float32(0.5), "on": np.bool_(True)},
+        {"n": torch.tensor(3), "rate": torch.tensor(0.5), "on": torch.tensor(True)},
+    ):
+        trial = Trial(variant="a", setting=numbers)
+        assert trial.key == plain.key
+        assert str(trial) == "a n=3 rate=0.5 on=True seed=0"
 
 
 def test_trial_settings_are_scalars_only() -> None:

@@ -23,6 +23,7 @@ from tradeoff.methods.private_inference.autorep import (
     relu_count,
     relu_table,
     replace_relus,
+    restore,
     set_positions,
 )
 from tradeoff.methods.private_inference.autorep.replacement import sites
@@ -85,6 +86,21 @@ def test_projection_drops_the_smallest_scores(fresh: nn.Module) -> None:
     assert scores[kept].min() > scores[~kept].max()
     assert excess_flips(replaced) == 0
     assert project(replaced, 100) == 0
+
+
+def test_unused_budget_brings_the_largest_scores_back(fresh: nn.Module) -> None:
+    replaced = replace_relus(fresh, SHAPE)
+    project(replaced, 100)
+    before = torch.cat([site.mask.flatten() for site in sites(replaced).values()])
+    assert restore(replaced, 100) == 0
+    assert restore(replaced, 130) == 30
+    scores = torch.cat([site.gate.scores.detach().flatten() for site in sites(replaced).values()])
+    kept = torch.cat([site.mask.flatten() for site in sites(replaced).values()])
+    assert int(kept.sum()) == relu_count(replaced) == 130
+    assert bool(kept[before].all())
+    assert scores[kept].min() > scores[~kept].max()
+    assert excess_flips(replaced) == 0
+    assert restore(replaced, 10**9) == kept.numel() - 130
 
 
 def test_gradient_of_the_scores_is_the_weighted_sum_of_both_paths(fresh: nn.Module) -> None:

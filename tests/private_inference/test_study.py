@@ -108,6 +108,22 @@ def test_largest_reduction_is_the_tightest_budget_that_keeps_the_accuracy() -> N
     made = outcomes({("relu", None): base, ("autorep", 16): worse, ("autorep", 410): base})
     assert claims.largest_reduction(made).numbers["factor"] == pytest.approx(TOTAL / 410)
     assert claims.largest_reduction(made).verdict is Verdict.FAILS
+    assert (
+        claims.largest_reduction(outcomes({("relu", None): base, ("autorep", 0): base})).numbers["factor"]
+        == "all"
+    )
+
+
+def test_largest_reduction_is_undecided_where_no_budget_is_as_tight_as_the_papers_or_none_is_sure() -> None:
+    base, unsure = [0.80, 0.81, 0.82], [0.80, 0.70, 0.90]
+    loose = claims.largest_reduction(outcomes({("relu", None): base, ("autorep", 410): base}))
+    assert loose.verdict is Verdict.UNDECIDED
+    assert loose.numbers["reason"] == "no budget is that tight"
+    assert loose.numbers["factor"] == pytest.approx(TOTAL / 410)
+    tight = {("relu", None): base, ("autorep", 0): unsure, ("autorep", 16): [0.7, 0.71, 0.72]}
+    finding = claims.largest_reduction(outcomes(tight | {("autorep", 410): base}))
+    assert finding.verdict is Verdict.UNDECIDED, "a looser budget that holds does not decide a tighter one"
+    assert finding.numbers["budget"] == 410
 
 
 def test_recipes_list_the_cells_that_the_claims_need() -> None:
@@ -189,8 +205,11 @@ def test_compress_writes_what_the_two_party_engine_serves(
     words = ["autorep", "compress", "--model", str(tmp_path / "m.safetensors"), "--arch", "small_cnn"]
     words += ["--data", "digits", "--epochs", "2", "--finetuning", "1", "--budget", "100"]
     run(*words, "--out", str(tmp_path / "out"))
-    printed = capsys.readouterr().out
+    captured = capsys.readouterr()
+    printed = captured.out
     assert "of 1,536 ReLUs kept" in printed
+    kept = int(printed.split(" of 1,536 ReLUs kept")[0].split()[-1])
+    assert ("ReLUs of the budget are not used" in captured.err) == (100 - kept > 10)
     network = load_compressed(tmp_path / "out")
     assert relu_count(network, (1, 8, 8)) <= 100
     owner = two_party.Program.load(tmp_path / "out" / "program")
@@ -208,6 +227,12 @@ def test_compress_writes_what_the_two_party_engine_serves(
         (("--data", "didgits"), "did you mean 'digits'"),
         (("--model", "absent.safetensors"), "absent.safetensors"),
         (("--arch", "pair_cnn"), "ArchMismatch"),
+        (("--arch", "pair_cmm"), "InvalidArch: unknown architecture 'pair_cmm'; did you mean 'pair_cnn'?"),
+        (("--device", "quantum"), "DeviceError: device 'quantum' cannot be used here"),
+        (("--penalty", "inf"), "--penalty"),
+        (("--learning-rate", "nan"), "--learning-rate"),
+        (("--seed", "99999999999999999999"), "--seed"),
+        (("--degree", "5"), "--degree"),
     ],
 )
 def test_compress_names_what_is_wrong(
@@ -221,6 +246,20 @@ def test_compress_names_what_is_wrong(
         main(["autorep", "compress", *(word for pair in options.items() for word in pair)])
     assert ended.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_compress_warns_in_one_line_where_the_budget_exceeds_the_network(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_weights(build("small_cnn", 10, (1, 8, 8)), tmp_path / "m.safetensors")
+    words = ["autorep", "compress", "--model", str(tmp_path / "m.safetensors"), "--arch", "small_cnn"]
+    run(*words, "--data", "digits", "--budget", "9999", "--out", str(tmp_path / "out"))
+    printed = capsys.readouterr()
+    warned = (
+        "warning: the budget of 9999 ReLUs exceeds the 1536 that the network has: nothing will be replaced"
+    )
+    assert printed.err.splitlines() == [warned]
+    assert "1,536 of 1,536 ReLUs kept" in printed.out
 
 
 def run(*words: str) -> None:

@@ -40,10 +40,16 @@ class PaperResult(_Facts):
 
 
 class Frontier(_Facts):
-    """The two quantities that the method trades."""
+    """The two quantities that the method trades.
+
+    Attributes:
+        within: settings, such as the data set, whose values are not compared with each other: each of them
+            has a frontier of its own.
+    """
 
     x: str
     y: str
+    within: list[str] = []
 
     @field_validator("x", "y")
     @classmethod

@@ -1,7 +1,7 @@
 """Claims: a paper's statements as checks over outcomes."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -28,6 +28,22 @@ class Finding(BaseModel):
 
     verdict: Verdict
     numbers: dict[str, int | FiniteFloat | str]
+
+
+def worst(verdicts: Iterable[Verdict]) -> Verdict:
+    """``fails`` if one of them does, else ``undecided`` if one is; ``holds`` if all do."""
+    found = set(verdicts)
+    return next((v for v in (Verdict.FAILS, Verdict.UNDECIDED) if v in found), Verdict.HOLDS)
+
+
+def all_hold(findings: Mapping[str, Finding]) -> Finding:
+    """One finding of several that must all hold: the worst verdict, and all their numbers.
+
+    Args:
+        findings: by where each was made, such as ``at 82``; a number is then called ``difference at 82``.
+    """
+    numbers = {f"{name} {place}": n for place, each in findings.items() for name, n in each.numbers.items()}
+    return Finding(verdict=worst(each.verdict for each in findings.values()), numbers=numbers)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .errors import DeviceError
 from .files import digest, sync_folder, write_json
 
 if TYPE_CHECKING:
@@ -53,13 +54,12 @@ class Context:
 
     @cached_property
     def device(self) -> str:
-        """The torch device to work on: the requested one, else the first accelerator, else ``cpu``."""
-        if self.requested_device != "auto":
-            return self.requested_device
-        import torch
+        """The torch device to work on: the requested one, else the first accelerator, else ``cpu``.
 
-        accelerator = torch.accelerator.current_accelerator(check_available=True)
-        return accelerator.type if accelerator else "cpu"
+        Raises:
+            DeviceError: the requested one is not here.
+        """
+        return usable_device(self.requested_device)
 
     @cached_property
     def generator(self) -> "numpy.random.Generator":
@@ -90,6 +90,24 @@ class Context:
         """Show a step of the trial: ``with context.progress(epochs, "training") as bar: bar.advance(1)``."""
         self.report(description, 0, total)
         yield Progress(description, total, self.report)
+
+
+def usable_device(name: str) -> str:
+    """The name of a torch device that works here; ``auto`` gives the first accelerator, else ``cpu``.
+
+    Raises:
+        DeviceError: torch knows no such device, or this machine has none.
+    """
+    import torch
+
+    if name == "auto":
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        return accelerator.type if accelerator else "cpu"
+    try:
+        torch.empty(1, device=name).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise DeviceError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    return name
 
 
 def cached_folder(root: Path, key: Mapping[str, Any], build: Callable[[Path], None]) -> Path:

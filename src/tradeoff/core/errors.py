@@ -9,6 +9,13 @@ class TradeoffError(Exception):
     """Base of every error that tradeoff raises on purpose; the command line prints it without a traceback."""
 
 
+def warning_line(message: Warning | str, category: type[Warning], filename: str, lineno: int) -> str:
+    """A warning as people read it: without the place in the code, unless it is one for developers."""
+    if issubclass(category, UserWarning | RuntimeWarning):
+        return str(message)
+    return f"{filename}:{lineno}: {category.__name__}: {message}"
+
+
 class RecipeError(TradeoffError, ValueError):
     """A recipe has an unknown key, a value of the wrong type or one out of range."""
 
@@ -29,6 +36,10 @@ class MissingExtra(TradeoffError, ImportError):
 
 class MissingTool(TradeoffError, FileNotFoundError):
     """An external program is absent; the message names the package that brings it."""
+
+
+class DeviceError(TradeoffError, ValueError):
+    """No device has this name, or this machine has none of it."""
 
 
 class DataError(TradeoffError, ValueError):

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import traceback
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -20,10 +21,10 @@ from enum import Enum
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 from .context import Context
-from .errors import MissingExtra, OutcomeError, StoreError, TrialFailed
+from .errors import MissingExtra, OutcomeError, StoreError, TrialFailed, warning_line
 from .method import Method
 from .outcome import Outcome
 from .provenance import describe_run
@@ -256,7 +257,7 @@ def _serve(connection: Connection, threads: int) -> None:
     os.dup2(2, 1)  # a trial that prints must not disturb what the command writes to standard output
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[variable] = str(threads)
-    logging.captureWarnings(True)
+    warnings.showwarning = _log_warning
     logging.getLogger("tradeoff").setLevel(logging.INFO)
     logging.getLogger().addHandler(_PipeHandler(pipe))
     with suppress(EOFError, KeyboardInterrupt, BrokenPipeError):
@@ -264,6 +265,17 @@ def _serve(connection: Connection, threads: int) -> None:
             task = connection.recv()
             pipe.send(execute(task, _throttled(pipe)))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the end of a process is no place for an interruption
+
+
+def _log_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    logging.getLogger("py.warnings").warning("%s", warning_line(message, category, filename, lineno))
 
 
 class _SharedPipe:

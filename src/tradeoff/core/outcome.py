@@ -12,7 +12,7 @@ from .errors import MissingOutcome
 from .files import Scalar, canonical
 from .metric import Metric
 from .quantities import quantity
-from .trial import Trial
+from .trial import SettingValue, Trial
 
 
 class Provenance(BaseModel):
@@ -94,6 +94,10 @@ class Outcomes(Sequence[Outcome]):
             )
 
         return Outcomes(outcome for outcome in self if matches(outcome))
+
+    def settings(self, key: str) -> list[SettingValue]:
+        """Values of a setting, each once, in order of appearance; outcomes without it do not count."""
+        return list(dict.fromkeys(o.trial.setting[key] for o in self if key in o.trial.setting))
 
     def values(self, name: str) -> list[float]:
         """Values of a quantity, ordered by seed.

@@ -1,6 +1,7 @@
 """Recipes: everything a study may vary, as a typed and documented object read from YAML."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -34,6 +35,10 @@ class Recipe(BaseModel):
             super().__init__(**values)
         except ValidationError as error:
             raise RecipeError(_explain(type(self), error)) from None
+        # Parameters that are models of their own bring their own rules about what is a number.
+        for place, value in _numbers(self.model_dump(mode="json")):
+            if not math.isfinite(value):
+                raise RecipeError(f"{place}: must be a finite number (got {value})")
 
     @property
     def hash(self) -> str:
@@ -111,6 +116,15 @@ def _apply(values: dict[str, Any], change: str) -> None:
         inner = values.get(part)
         values[part] = values = dict(inner) if isinstance(inner, dict) else {}
     values[last] = read_yaml(b"value: " + text.encode(), f"--set {key}")["value"]
+
+
+def _numbers(value: Any, place: str = "") -> Iterator[tuple[str, float]]:
+    """Each number in a JSON value, with its place as ``--set`` would name it."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in inner:
+        yield from _numbers(item, f"{place}.{key}" if place else str(key))
+    if isinstance(value, float):
+        yield place, value
 
 
 def _explain(model: type[BaseModel], error: ValidationError) -> str:

@@ -16,7 +16,7 @@ from .files import read_json, write_json
 from .method import Method
 from .outcome import Outcome, Outcomes
 from .registry import PACKAGE, load_method
-from .report.summary import Row, origin, readable, summarize
+from .report.summary import Row, kinds, origin, readable, summarize
 from .store import RunFolder
 from .study import Study
 
@@ -96,12 +96,12 @@ def markdown(study: Study, document: dict[str, Any]) -> str:
 
 def _outcome_lines(rows: Sequence[Row], quantities: Sequence[str]) -> list[str]:
     settings = list(dict.fromkeys(key for row in rows for key in row.setting))
-    heading = ["variant", *settings, *(f"`{name}`" for name in quantities)]
+    heading = ["variant", *settings, *(f"`{name}` ({kinds(rows, name)})" for name in quantities)]
     lines = [_line(heading), _line(["---"] * len(heading))]
     for row in rows:
         cells = [row.variant + (" *" if row.on_frontier else "")]
         cells += [str(row.setting.get(key, "")) for key in settings]
-        cells += [str(row.estimates[name]) if name in row.estimates else "" for name in quantities]
+        cells += [row.shown(name, with_kind="," in kinds(rows, name)) for name in quantities]
         lines.append(_line(cells))
     return lines
 

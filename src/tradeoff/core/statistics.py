@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 
 from .claims import Finding, Verdict
+from .outcome import Outcomes
+from .quantities import Direction, quantity
 
 CONFIDENCE = 0.95
 
@@ -19,9 +21,11 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
     count = len(values)
     if count == 0:
         raise ValueError("an interval needs at least one value")
-    mean = math.fsum(values) / count
     if count == 1:
-        return mean, -math.inf, math.inf
+        return values[0], -math.inf, math.inf
+    if min(values) == max(values):  # their rounded mean may differ from each of them
+        return values[0], values[0], values[0]
+    mean = math.fsum(values) / count
     variance = math.fsum((value - mean) ** 2 for value in values) / (count - 1)
     half = _student_quantile(count - 1) * math.sqrt(variance / count)
     return mean, mean - half, mean + half
@@ -78,6 +82,69 @@ def compare(a: Sequence[float], b: Sequence[float], margin: float = 0.0) -> Find
     if high < margin or low == high == margin:
         return Finding(verdict=Verdict.FAILS, numbers=numbers)
     return Finding(verdict=Verdict.UNDECIDED, numbers=numbers)
+
+
+def better(ours: Outcomes, theirs: Outcomes, name: str, margin: float = 0.0) -> Finding:
+    """Check that one cell is better than another in a quantity, by more than a margin.
+
+    Which way is better says the quantity: a claim about seconds needs no change of sign.
+
+    Args:
+        ours: the outcomes of one cell, such as ``outcomes.where("autorep", budget=82)``.
+        theirs: those of the other at the same seeds.
+        name: of the quantity.
+        margin: what ours must be better by, in the unit of the values; below zero it may be that much worse.
+
+    Returns:
+        As :func:`compare` does. The two means have the names of the cells, and ``difference`` with its
+        interval, ``low`` to ``high``, tells how much better ours is.
+
+    Raises:
+        MissingOutcome: a cell is empty, lacks the quantity or a seed of the other.
+    """
+    mine, other = ours.paired(theirs, name)
+    higher = quantity(name).direction is Direction.HIGHER
+    finding = compare(mine, other, margin) if higher else compare(other, mine, margin)
+    numbers = dict(finding.numbers)
+    means = [numbers.pop("a"), numbers.pop("b")]
+    cells = [cell[0].trial for cell in (ours, theirs)]
+    same = cells[0].variant == cells[1].variant
+    labels = [cell.cell if same else cell.variant for cell in cells]
+    named = dict(zip(labels, means if higher else reversed(means), strict=True))
+    if not margin:
+        del numbers["margin"]
+    return Finding(verdict=finding.verdict, numbers={**named, **numbers})
+
+
+def times_better(ours: Outcomes, theirs: Outcomes, name: str, factor: float = 1.0) -> Finding:
+    """Check that one cell is better than another by more than a factor: for times, bytes and counts.
+
+    Args:
+        ours: as for :func:`better`.
+        theirs: likewise.
+        name: of a quantity with positive values.
+        factor: what the ratio must exceed; 2 where ours must take less than half of theirs.
+
+    Returns:
+        As :func:`better` does, with ``ratio``, the geometric mean over the seeds, and its interval.
+
+    Raises:
+        MissingOutcome: a cell is empty, lacks the quantity or a seed of the other.
+        ValueError: a value is not positive, so that there is no ratio.
+    """
+    mine, other = ours.paired(theirs, name)
+    if min(*mine, *other) <= 0:
+        raise ValueError(f"{name} is not positive everywhere: there is no ratio")
+    finding = better(ours, theirs, name)
+    a, b = ([math.log(value) for value in values] for values in (mine, other))
+    higher = quantity(name).direction is Direction.HIGHER
+    ratio = compare(a, b, math.log(factor)) if higher else compare(b, a, math.log(factor))
+    numbers = {
+        key: value for key, value in finding.numbers.items() if key not in ("difference", "low", "high")
+    }
+    found = {"difference": "ratio", "low": "low", "high": "high"}
+    exact = {new: math.exp(float(ratio.numbers[old])) for old, new in found.items() if old in ratio.numbers}
+    return Finding(verdict=ratio.verdict, numbers={**numbers, **exact, "factor": factor})
 
 
 def _student_quantile(degrees: int) -> float:

@@ -46,9 +46,14 @@ class Holder(BaseModel):
         return cls(host=socket.gethostname(), pid=os.getpid(), start=psutil.Process().create_time())
 
     @property
+    def here(self) -> bool:
+        """Whether the process is one of this host."""
+        return self.host == socket.gethostname()
+
+    @property
     def alive(self) -> bool:
         """Whether the process runs still; one on another host is taken to."""
-        if self.host != socket.gethostname():
+        if not self.here:
             return True
         try:
             process = psutil.Process(self.pid)
@@ -171,7 +176,7 @@ class RunFolder:
     @contextmanager
     def claim(self, trial: Trial) -> Iterator[bool]:
         """Claim a trial for this process while the block runs; gives False where another holds it."""
-        lock = self._lock(trial)
+        lock = self.lock(trial)
         with self._guard():
             claimed = self.holder(trial) is None
             if claimed:
@@ -185,7 +190,7 @@ class RunFolder:
     def holder(self, trial: Trial) -> Holder | None:
         """The living process that holds a trial; a dead one's claim, or a damaged one, is void."""
         try:
-            holder = Holder.model_validate(read_json(self._lock(trial)))
+            holder = Holder.model_validate(read_json(self.lock(trial)))
         except (StoreError, ValidationError):
             return None
         return holder if holder.alive else None
@@ -208,7 +213,8 @@ class RunFolder:
     def _file(self, trial: Trial) -> Path:
         return self.path / "trials" / f"{trial.key}.json"
 
-    def _lock(self, trial: Trial) -> Path:
+    def lock(self, trial: Trial) -> Path:
+        """The file that says who runs a trial."""
         return self.path / "locks" / f"{trial.key}.json"
 
     def _read(self, path: Path) -> Outcome:

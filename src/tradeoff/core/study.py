@@ -54,7 +54,7 @@ class Study:
     def frontier(self) -> list[int]:
         """Indices of the outcomes on the frontier of the card's two quantities."""
         axes = self.method.card.frontier
-        return frontier(self.outcomes, axes.x, axes.y)
+        return frontier(self.outcomes, axes.x, axes.y, axes.within)
 
     @property
     def quantities(self) -> list[str]:
@@ -179,8 +179,9 @@ def _collect(
 
 def _trials(method: Method[Any], recipe: Recipe) -> list[Trial]:
     trials = list(method.trials(recipe))
-    if len({trial.key for trial in trials}) != len(trials):
-        raise MethodError(f"{method.card.name} lists the same trial twice")
+    twice = [trial for trial, count in Counter(trials).items() if count > 1]
+    if twice:
+        raise MethodError(f"{method.card.name} lists the same trial twice under this recipe: {twice[0]}")
     return trials
 
 
@@ -195,7 +196,9 @@ def _wait_for_others(folder: RunFolder, busy: Sequence[Trial], monitor: Monitor)
         if not told:
             told = True
             for trial, holder in held.items():
-                where = f"process {holder.pid} on {holder.host}"
-                monitor.logged(trial, logging.INFO, f"{where} is running this trial; waiting for it")
+                line = f"process {holder.pid} on {holder.host} is running this trial; waiting for it"
+                if not holder.here:  # a container that was killed, for example, has another name next time
+                    line += f" (if that host is gone, remove {folder.lock(trial)})"
+                monitor.logged(trial, logging.INFO, line)
         time.sleep(_POLL_SECONDS)
     return []

@@ -1,10 +1,17 @@
 """A trial: one cell of a study."""
 
 from functools import cached_property
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat
 
 from .files import digest
+
+
+def _plain(value: Any) -> Any:
+    """A NumPy or torch scalar as Python's; else their integers would become floats, with other keys."""
+    return value.item() if hasattr(value, "item") and getattr(value, "ndim", None) == 0 else value
+
 
 SettingValue = bool | int | FiniteFloat | str | None
 
@@ -21,7 +28,7 @@ class Trial(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     variant: str = Field(min_length=1, max_length=200)
-    setting: dict[str, SettingValue] = {}
+    setting: dict[str, Annotated[SettingValue, BeforeValidator(_plain)]] = {}
     seed: int = Field(default=0, ge=0)
 
     @cached_property
@@ -32,6 +39,11 @@ class Trial(BaseModel):
     def __hash__(self) -> int:
         return hash(self.key)
 
+    @property
+    def cell(self) -> str:
+        """For people, without the seed: ``autorep budget=400``."""
+        return " ".join([self.variant, *(f"{key}={value}" for key, value in self.setting.items())])
+
     def __str__(self) -> str:
         """For people: ``autorep budget=400 seed=0``."""
-        return " ".join([self.variant, *(f"{k}={v}" for k, v in self.setting.items()), f"seed={self.seed}"])
+        return f"{self.cell} seed={self.seed}"

@@ -25,11 +25,15 @@ def relu_plan(count: int) -> op.Plan:
 
 @pytest.mark.parametrize(
     "change",
-    [lambda value, tag: (value[:-1], tag), lambda value, tag: (value.astype(np.uint32), tag)],
-    ids=["shape", "dtype"],
+    [
+        lambda value, tag: (value[:-1], tag),
+        lambda value, tag: (value.astype(np.uint32), tag),
+        lambda value, tag: (value, tag + 1),
+    ],
+    ids=["shape", "dtype", "operator"],
 )
 def test_wrong_message_names_the_operator(change: Any) -> None:
-    """Acceptance 13: a wrong shape or type is refused with the operator's name."""
+    """A message of a wrong shape or type, or of another operator, is refused with the operator's name."""
 
     def watch(net: SimNet) -> None:
         endpoint = net.endpoints[0]
@@ -68,7 +72,6 @@ def test_message_that_was_not_declared_is_an_error() -> None:
 
 
 def test_port_in_use_is_named() -> None:
-    """Acceptance 13."""
     program = two_party.compile(relu_plan(4))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -6,27 +6,33 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from torch import nn
 from typer.testing import CliRunner
 
+from tradeoff.cli import main
 from tradeoff.core.errors import DataError
 from tradeoff.engines import two_party
 from tradeoff.engines.transport import Config, InsecureTransport, PeerAborted, PeerTimeout, PlanMismatch
+from tradeoff.engines.transport.config import parse_address
+from tradeoff.engines.transport.emulation import Lab, probe
 from tradeoff.engines.two_party.commands import app
 from tradeoff.engines.two_party.errors import DealerUnavailable, PoolMismatch, PoolReused
 from tradeoff.engines.two_party.hosts import query
 from tradeoff.engines.two_party.pool import check_pool, write_pool
+from tradeoff.nn import plan as op
 from tradeoff.nn.plan import save, trace
 
-COMMAND = [sys.executable, "-c", "from tradeoff.engines.two_party.commands import app; app()"]
+COMMAND = [sys.executable, "-m", "tradeoff", "two-party"]
 
 
 def network() -> nn.Module:
@@ -48,15 +54,20 @@ def folder(tmp_path_factory: Any) -> Path:
     return folder
 
 
-def write_config(folder: Path, parties: int = 3, **settings: Any) -> Path:
-    """A cluster.toml with ports that are free now."""
-    sockets = [socket.socket() for _ in range(parties)]
+def free_addresses(count: int) -> list[str]:
+    sockets = [socket.socket() for _ in range(count)]
     for sock in sockets:
         sock.bind(("127.0.0.1", 0))
     addresses = [f"127.0.0.1:{sock.getsockname()[1]}" for sock in sockets]
     for sock in sockets:
         sock.close()
-    path = folder / f"cluster-{addresses[0].rpartition(':')[2]}.toml"
+    return addresses
+
+
+def write_config(folder: Path, parties: int = 3, addresses: list[str] | None = None, **settings: Any) -> Path:
+    """A cluster.toml, with loopback ports that are free now unless there are ``addresses``."""
+    addresses = addresses or free_addresses(parties)
+    path = folder / f"cluster-{addresses[0].replace(':', '-')}.toml"
     lines = [f"parties = {json.dumps(addresses)}", *(f"{key} = {value}" for key, value in settings.items())]
     lines += ["[tls]", 'authority = "certs/ca.pem"']
     lines += ['certificate = "certs/party-{me}.pem"', 'key = "certs/party-{me}.key"']
@@ -88,6 +99,29 @@ def launch() -> Iterator[Callable[..., subprocess.Popen[str]]]:
         process.communicate()
 
 
+def test_three_hosts_over_tls(folder: Path, require: Any) -> None:
+    """The same on hosts with networks of their own, where talking in the clear would be refused."""
+    reason = probe()["veth"]
+    require(reason is None, f"no test network can be made here: {reason}")
+    with Lab(3) as lab:
+        addresses = [f"{address}:7000" for address in lab.addresses]
+        config, program = write_config(folder, addresses=addresses), folder / "program"
+        shared = ["--config", str(config), "--program"]
+        lines = [
+            ["serve", *shared, str(program), "--queries", "1"],
+            ["query", *shared, str(program / "public"), "--input", str(folder / "x.npy")],
+            ["dealer", *shared, str(program / "public"), "--sessions", "1"],
+        ]
+        lines[1] += ["--out", str(folder / "there.npy")]
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        parties = [lab.popen(host, [*COMMAND, *line], **options) for host, line in enumerate(lines)]
+        said = [party.communicate(timeout=90)[0] for party in parties]
+        assert [party.returncode for party in parties] == [0, 0, 0], said
+        assert lab.counters(0, 1).sent_bytes > 10_000
+    expected = two_party.Program.load(program).plan.evaluate(np.load(folder / "x.npy"))
+    assert np.abs(np.load(folder / "there.npy") - expected).max() < 1e-3
+
+
 def test_two_queries_over_tls(folder: Path, launch: Any) -> None:
     config, program = write_config(folder), folder / "program"
     server = launch("serve", "--program", program, "--config", config, "--queries", 2)
@@ -106,6 +140,143 @@ def test_two_queries_over_tls(folder: Path, launch: Any) -> None:
     assert server.returncode == 0
     assert output.count("answered 3 image(s)") == 2
     assert dealer.wait(30) == 0
+
+
+def deep_program(folder: Path) -> Path:
+    """A program of many rounds in a row, which take their time on a slow link."""
+    operators: list[op.Operator] = [op.Input("input", (), (64,))]
+    for i in range(200):
+        operators.append(op.ReLU(f"relu{i}", (operators[-1].name,), (64,)))
+    program = two_party.compile(op.Plan(tuple(operators), (64,), operators[-1].name))
+    program.save(folder / "deep")
+    program.public().save(folder / "deep" / "public")
+    np.save(folder / "deep.npy", np.ones((1, 64)))
+    return folder / "deep"
+
+
+def connected(process: subprocess.Popen[str], links: int, timeout: float = 90.0) -> None:
+    """Wait until a process has so many connections."""
+    deadline = time.monotonic() + timeout
+    own = psutil.Process(process.pid)
+    while sum(each.status == psutil.CONN_ESTABLISHED for each in own.net_connections("tcp")) < links:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, "the parties do not meet"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("victim", [0, 1, 2], ids=["model owner", "data owner", "dealer"])
+def test_killed_in_the_middle_of_an_inference(folder: Path, launch: Any, victim: int) -> None:
+    """Every other process names who is gone long before a timeout, and nobody and no port is left."""
+    config, program = write_config(folder, link='"wan"', recv_timeout=120.0), deep_program(folder)
+    shared = ("--config", config)
+    parties = [
+        launch("serve", "--program", program, *shared, "--queries", 1),
+        launch("query", "--program", program / "public", *shared, "--input", folder / "deep.npy"),
+        launch("dealer", "--program", program / "public", *shared, "--sessions", 1),
+    ]
+    connected(parties[1], 2)
+    time.sleep(2.0)  # of twenty that the inference takes on this link
+    assert all(party.poll() is None for party in parties)
+    parties[victim].kill()
+    began = time.monotonic()
+    survivors = [party for rank, party in enumerate(parties) if rank != victim]
+    if victim != 1:
+        output = parties[1].communicate(timeout=100)[0]
+        assert parties[1].returncode == 1
+        assert f"error: PeerLost: party {victim} is gone in relu" in output
+    if victim != 2:
+        output = parties[2].communicate(timeout=100)[0]
+        assert f"a session failed: PeerLost: party {victim} is gone" in output
+    if victim != 0:  # the service goes on
+        assert f"PeerLost: party {victim} is gone in relu" in said(parties[0], "a query failed")
+        assert parties[0].poll() is None
+        parties[0].terminate()
+    assert time.monotonic() - began < 100
+    for party in survivors:
+        party.communicate(timeout=30)
+    for address in Config.load(config).parties:
+        with socket.socket() as again:
+            again.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            again.bind(parse_address(address))
+
+
+def said(process: subprocess.Popen[str], words: str) -> str:
+    """The first line of a process that holds these words."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        if words in line:
+            return line
+    raise AssertionError(f"it never said {words!r}")
+
+
+WRONG = {
+    "no program": ("serve --program nothing --config {config}", "DataError: nothing is not a program"),
+    "no configuration": ("serve --program {program} --config nothing", "no configuration file nothing"),
+    "no inputs": (
+        "query --program {program}/public --config {config} --input nothing",
+        "cannot read nothing",
+    ),
+    "no place for results": (
+        "query --program {program}/public --config {config} --input {x} --out nowhere/y.npy",
+        "cannot write nowhere/y.npy",
+    ),
+    "a pool twice": ("dealer --program {program}/public --pool {pool}", "File exists"),
+    "keys twice": ("keys --out {certs}", "KeysExist"),
+    "other images": (
+        "query --program {program}/public --config {config} --input {wide}",
+        "(images, 1, 8, 8)",
+    ),
+    "no such link": ("cost --program {program} --net moon", "no link profile 'moon'"),
+    "no such network": ("bench --arch nothing", "nothing"),
+    "no such shape": (
+        "compile --arch small_cnn --model {x} --input-shape 0,8,8 --out {out}",
+        "error: ",
+    ),
+    "weights that are none": (
+        "compile --arch small_cnn --model {x} --input-shape 1,8,8 --out {out}",
+        "error: ",
+    ),
+    "plan that is none": ("compile --plan {x} --out {out}", "error: "),
+    "clear text": (
+        "query --program {program}/public --config {clear} --input {x}",
+        "refusing to talk in the clear to 192.0.2.1:7000",
+    ),
+    "unknown key": ("serve --program {program} --config {typo}", "did you mean parties?"),
+    "dealer of two": ("dealer --program {program}/public --config {pair}", "three parties, not 2"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_input_is_one_line_and_status_2(
+    folder: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a user meets it: no traceback, no wait for anybody."""
+    program = two_party.Program.load(folder / "program")
+    write_pool(tmp_path / "pool", program.public(), 1, 1)
+    np.save(tmp_path / "wide.npy", np.zeros((1, 1, 9, 9)))
+    addresses = [f"192.0.2.{i + 1}:7000" for i in range(3)]
+    (tmp_path / "clear.toml").write_text(f"parties = {json.dumps(addresses)}\ninsecure = true\n")
+    (tmp_path / "typo.toml").write_text(f"partys = {json.dumps(addresses)}\n")
+    places = {
+        **{key: tmp_path / f"{key}.toml" for key in ("clear", "typo")},
+        "config": write_config(folder),
+        "pair": write_config(folder, parties=2),
+        "program": folder / "program",
+        "certs": folder / "certs",
+        "x": folder / "x.npy",
+        "wide": tmp_path / "wide.npy",
+        "pool": tmp_path / "pool",
+        "out": tmp_path / "out",
+    }
+    line, message = WRONG[name]
+    with pytest.raises(SystemExit) as ended:
+        main(["two-party", *line.format(**places).split()])
+    shown = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert message in shown
+    assert "unexpected" not in shown
+    assert "Traceback" not in shown
+    assert not (tmp_path / "out").exists()
 
 
 def test_dealer_down_is_said_before_inputs_are_shared(folder: Path, launch: Any) -> None:

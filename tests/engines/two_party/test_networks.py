@@ -1,4 +1,4 @@
-"""Networks between simulated parties: close to the plaintext, and as costly as predicted (acceptance 3)."""
+"""Networks between simulated parties: close to the plaintext, and as costly as predicted."""
 
 from typing import Any
 

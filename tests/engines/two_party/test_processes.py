@@ -73,7 +73,7 @@ def digits_network() -> nn.Module:
 
 
 def test_digits_have_the_labels_of_fixed_point_plaintext(digits_network: nn.Module) -> None:
-    """Acceptance 8, in three processes; and what the report of issue-wide runs prints beside them."""
+    """In three processes; accuracy and cost are those of the plaintext and of the prediction."""
     _, _, x, y = digits()
     program = two_party.compile(digits_network, (1, 8, 8), calibration=x[:64])
     with two_party.Session.local() as session:
@@ -102,7 +102,6 @@ def test_digits_have_the_labels_of_fixed_point_plaintext(digits_network: nn.Modu
 
 
 def test_three_processes_of_their_own() -> None:
-    """Acceptance 2."""
     program = relu_program(64)
     with two_party.Session.local() as session:
         session.infer(program, np.zeros((1, 64)))
@@ -115,7 +114,7 @@ def test_three_processes_of_their_own() -> None:
 
 @pytest.mark.parametrize("victim", [0, 1, 2])
 def test_killed_party(victim: int) -> None:
-    """Acceptance 2: the others end at once with PeerLost, long before a receive would time out."""
+    """The others end at once with PeerLost, long before a receive would time out."""
     program = deep_program(400, 64)
     session = two_party.Session.local(net="lan", recv_timeout=120.0)
     session.infer(program, np.zeros((1, 64)))
@@ -134,7 +133,7 @@ def test_killed_party(victim: int) -> None:
 
 
 def test_stopped_party() -> None:
-    """Acceptance 2: a party that is stopped, not killed, is a timeout."""
+    """A party that is stopped, not killed, is a timeout."""
     program = deep_program(200, 64)
     session = two_party.Session.local(net="lan", recv_timeout=6.0)
     session.infer(program, np.zeros((1, 64)))
@@ -158,7 +157,7 @@ def test_a_failed_session_can_be_used_again() -> None:
 
 
 def test_time_under_wan() -> None:
-    """Acceptance 12: k rounds cost k one-way delays plus bytes over bandwidth plus the loopback time."""
+    """k rounds cost k one-way delays plus bytes over bandwidth plus the loopback time."""
     program = deep_program(6, 4096)
     x = np.random.default_rng(0).normal(size=(1, 4096))
     seconds = {}
@@ -177,7 +176,7 @@ def test_time_under_wan() -> None:
 
 
 def test_relu_time_grows_linearly() -> None:
-    """Acceptance 9: 10^6 elements take at most 15 times the time of 10^5 (no quadratic copies).
+    """10^6 elements take at most 15 times the time of 10^5 (no quadratic copies).
 
     Processor time of both parties, so that a busy machine does not matter.
     """
@@ -231,7 +230,7 @@ class Proxy:
 
 
 def test_meter_equals_a_counting_proxy(tmp_path: Path) -> None:
-    """Acceptance 3: payload and headers of the meter are the bytes on the socket."""
+    """Payload and headers of the meter are the bytes on the socket."""
     program = deep_program(2, 1000)
     write_pool(tmp_path, program.public(), 1, 1)
     with socket.create_server(("127.0.0.1", 0)) as free:

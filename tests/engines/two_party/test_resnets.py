@@ -39,6 +39,72 @@ def test_resnet20() -> None:
     assert_agrees(two_party.compile(settle(build("resnet20", 10, shape), shape), shape), shape)
 
 
+class Block(nn.Module):
+    """A residual block as torchvision writes it: one in-place ReLU used twice, and an in-place sum."""
+
+    def __init__(self, inputs: int, planes: int, stride: int, bottleneck: bool) -> None:
+        super().__init__()
+        outputs = 4 * planes if bottleneck else planes
+        sizes = [(inputs, planes, 1), (planes, planes, 3), (planes, outputs, 1)]
+        if not bottleneck:
+            sizes = [(inputs, planes, 3), (planes, planes, 3)]
+        self.convs = nn.ModuleList(
+            nn.Conv2d(i, o, k, stride if k == 3 and j == bottleneck else 1, k // 2, bias=False)
+            for j, (i, o, k) in enumerate(sizes)
+        )
+        self.norms = nn.ModuleList(nn.BatchNorm2d(o) for _, o, _ in sizes)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample: nn.Module | None = None
+        if stride != 1 or inputs != outputs:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
+            )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        identity = x
+        out = x
+        for conv, norm in list(zip(self.convs, self.norms, strict=True))[:-1]:
+            out = self.relu(norm(conv(out)))
+        out = self.norms[-1](self.convs[-1](out))
+        if self.downsample is not None:
+            identity = self.downsample(x)
+        out += identity
+        return self.relu(out)
+
+
+class TorchvisionStyle(nn.Module):
+    """The stem of the ImageNet ResNets and two stages."""
+
+    def __init__(self, bottleneck: bool) -> None:
+        super().__init__()
+        width = 4 if bottleneck else 1
+        self.conv1 = nn.Conv2d(3, 8, 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(8)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, 2, 1)
+        self.layer1 = nn.Sequential(Block(8, 8, 1, bottleneck), Block(8 * width, 8, 1, bottleneck))
+        self.layer2 = nn.Sequential(Block(8 * width, 16, 2, bottleneck))
+        self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
+        self.fc = nn.Linear(16 * width, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        x = self.avgpool(self.layer2(self.layer1(x)))
+        return self.fc(torch.flatten(x, 1))
+
+
+@pytest.mark.parametrize("bottleneck", [False, True], ids=["basic", "bottleneck"])
+def test_torchvision_style_resnet(bottleneck: bool) -> None:
+    shape = (3, 32, 32)
+    model = settle(TorchvisionStyle(bottleneck), shape)
+    program = two_party.compile(model, shape)
+    assert_agrees(program, shape)
+    x = np.random.default_rng(1).normal(size=(4, *shape))
+    with torch.no_grad():
+        expected = model(torch.from_numpy(x).float()).numpy()
+    assert np.abs(program.plan.evaluate(x) - expected).max() < 1e-4
+
+
 def test_hugging_face_resnet(require: Any) -> None:
     try:
         from transformers import ResNetConfig, ResNetForImageClassification

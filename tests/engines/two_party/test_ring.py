@@ -1,12 +1,14 @@
 """Ring products against Python integers and NumPy's wrapping integer arithmetic."""
 
 import sys
+import time
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_limits
 
 from tradeoff.core import native
 from tradeoff.engines.two_party import ring
@@ -192,6 +194,24 @@ def test_threads_do_not_change_results(dtype: type, monkeypatch: pytest.MonkeyPa
         assert np.array_equal(ring.matmul(a[:2], b), a[:2] @ b)
         assert np.array_equal(ring.conv(x, weight, 1, 1), slow_conv(x, weight, (1, 1), (1, 1), (1, 1), 1))
         assert np.array_equal(ring.conv(x, depth, 1, 1, 1, 8), slow_conv(x, depth, (1, 1), (1, 1), (1, 1), 8))
+
+
+def test_product_is_much_faster_than_the_plain_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NumPy's integer product is the plain loop; torch's is so on processors without AVX-512 only."""
+    monkeypatch.setattr(native, "threads", lambda: 1)
+    generator = np.random.default_rng(0)
+    a, b = generator.integers(0, 2**64, (2, 512, 512), dtype=np.uint64)
+    seconds: dict[str, float] = {}
+    with threadpool_limits(1, user_api="blas"):
+        for name, product in (("ring", ring.matmul), ("plain", np.matmul)):
+            times = []
+            for _ in range(2):
+                start = time.process_time()
+                product(a, b)
+                times.append(time.process_time() - start)
+            seconds[name] = min(times)
+    least = 8 if ring.backend() in ("native-avx2", "native-avx512") else 3
+    assert seconds["plain"] >= least * seconds["ring"]
 
 
 def test_wrong_inputs_are_refused() -> None:

@@ -1,4 +1,4 @@
-"""What the parties and the dealer see: uniform, fresh, and nothing else (acceptance 5 and 6)."""
+"""What the parties and the dealer see: uniform, fresh, and nothing else."""
 
 import secrets
 from collections.abc import Callable
@@ -85,7 +85,7 @@ def uniform_bytes(data: bytes) -> float:
 
 
 def test_received_frames_are_uniform_whatever_the_input() -> None:
-    """Acceptance 5: at least 10^6 bytes for each of two very different inputs."""
+    """At least 10^6 bytes for each of two very different inputs."""
     compiled = program(relus=4096)
     batch = 8
     side = compiled.plan.input_shape[1]
@@ -108,7 +108,6 @@ def test_received_frames_are_uniform_whatever_the_input() -> None:
 
 
 def test_shares_of_a_constant_are_uniform(share: Callable[..., Any]) -> None:
-    """Acceptance 5."""
     for part in share(Ring(), np.full(130_000, 7, np.uint64)):
         assert uniform_bytes(part.tobytes()) > 1e-4
 
@@ -167,7 +166,7 @@ def opening_protocols(ring: Ring, count: int) -> dict[str, Opening]:
 @pytest.mark.parametrize("ring", RINGS)
 @pytest.mark.parametrize("name", opening_protocols(RINGS[0], 64))
 def test_opened_values_are_uniform(name: str, ring: Ring, two_parties: Any) -> None:
-    """Acceptance 5, for what is opened: a share is uniform in any case, so frames alone cannot show it.
+    """What is opened: a share is uniform in any case, so frames alone cannot show it.
 
     Party 0's share is zero, so what party 1 sends, and what both learn in a round, is hidden by nothing but
     the material. The bound is far below any p-value of thousands of runs; an absent mask gives about 0.
@@ -222,7 +221,7 @@ def openings(frames: Frames) -> list[bytes]:
 
 
 def test_nothing_is_opened_twice() -> None:
-    """Acceptance 6: the same input, twice in one session and in two, gives no equal message."""
+    """The same input, twice in one session and in two, gives no equal message."""
     compiled = program()
     x = np.ones((2, *compiled.plan.input_shape))
     messages = []
@@ -260,7 +259,7 @@ def sources_with(
 
 
 def test_no_block_is_used_twice() -> None:
-    """Acceptance 6: three inferences in one session, every block of both parties' generators recorded."""
+    """Three inferences in one session, every block of both parties' generators recorded."""
     compiled = program()
     ledgers = prg.BlockLedger(), prg.BlockLedger()
     x = np.ones((2, *compiled.plan.input_shape))
@@ -269,7 +268,7 @@ def test_no_block_is_used_twice() -> None:
 
 
 def test_dropping_the_inference_number_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Acceptance 6: the check above does fail if streams are named without the inference."""
+    """The check above does fail if streams are named without the inference."""
     original = prg.Prg.derive
 
     def without_inference(self: prg.Prg, session: bytes, inference: int | None, *name: Any) -> bytes:
@@ -284,7 +283,7 @@ def test_dropping_the_inference_number_is_caught(monkeypatch: pytest.MonkeyPatch
 
 
 def test_dropping_the_chunk_number_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Acceptance 6: so it does if the parts of one operator share a stream."""
+    """So it does if the parts of one operator share a stream."""
     original = prg.Prg.derive
 
     def without_chunk(self: prg.Prg, *name: Any) -> bytes:
@@ -309,7 +308,7 @@ def test_material_is_handed_out_once() -> None:
 
 
 def test_dealer_hears_nothing_but_flow_control(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Acceptance 6: after the batch size, only empty messages, also when flow control is at work."""
+    """After the batch size, only empty messages, also when flow control is at work."""
     monkeypatch.setattr(offline, "CREDIT", 1 << 12)
     monkeypatch.setattr(offline, "WINDOW", 4 << 12)
     compiled = program()

@@ -2,21 +2,51 @@
 
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..card import Frontier
+from ..frontier import group_of
 from ..quantities import Direction
 from .summary import Row, kinds, summarize
 
 if TYPE_CHECKING:
     from ..study import Study
 
-PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#8c564b")
-"""Colors that people with any color vision can tell apart (Okabe and Ito), one for each variant in turn."""
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#8c564b")
+"""Colors that people with any color vision can tell apart (Okabe and Ito)."""
+_SHAPES = (
+    ("o", "circle", "\N{BLACK CIRCLE}"),
+    ("s", "square", "\N{BLACK SQUARE}"),
+    ("^", "triangle-up", "\N{BLACK UP-POINTING TRIANGLE}"),
+    ("D", "diamond", "\N{BLACK DIAMOND}"),
+    ("v", "triangle-down", "\N{BLACK DOWN-POINTING TRIANGLE}"),
+    ("P", "cross", "\N{HEAVY GREEK CROSS}"),
+    ("X", "x", "\N{HEAVY MULTIPLICATION X}"),
+)
+"""Of points, as Matplotlib, Plotly and text have them; no divisor in common with the number of colors."""
 LOGARITHMIC_FROM = 30.0
 """Ratio of the largest to the smallest value from which an axis is logarithmic."""
 _PREFIXES_FROM = 1e4
 """Value from which an axis counts in k, M and G."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """How the points of a variant look: color, and shape for Matplotlib, for Plotly and in text."""
+
+    color: str
+    marker: str
+    symbol: str
+    glyph: str
+
+
+def looks(variants: Sequence[str]) -> dict[str, Look]:
+    """A look for each variant; no two of the first 56 are alike."""
+    return {
+        variant: Look(_COLORS[index % len(_COLORS)], *_SHAPES[index % len(_SHAPES)])
+        for index, variant in enumerate(variants)
+    }
 
 
 def figure_png(study: "Study") -> bytes:
@@ -33,31 +63,39 @@ def figure_png(study: "Study") -> bytes:
     figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    _draw(axes, rows, card.frontier.x, card.frontier.y)
+    _draw(axes, rows, looks(study.outcomes.variants), card.frontier)
     axes.set_title(card.title, loc="left", fontsize=11, fontweight="bold", wrap=True)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
 
 
-def _draw(axes: Any, rows: Sequence[Row], x: str, y: str) -> None:
+def _draw(axes: Any, rows: Sequence[Row], look: dict[str, Look], traded: Frontier) -> None:
     from matplotlib.ticker import EngFormatter
 
     if not rows:
         axes.text(0.5, 0.5, "no outcomes yet", ha="center", va="center", transform=axes.transAxes)
         return
-    winners = sorted((row.estimates[x].mean, row.estimates[y].mean) for row in rows if row.on_frontier)
-    axes.plot(*zip(*winners, strict=True), color="#999999", linewidth=1.2, linestyle="--", label="frontier")
-    variants = list(dict.fromkeys(row.variant for row in rows))
-    for index, variant in enumerate(variants):
+    x, y = traded.x, traded.y
+    frontiers: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        if row.on_frontier:
+            group = group_of(row.outcomes[0].trial, traded.within)
+            frontiers.setdefault(group, []).append((row.estimates[x].mean, row.estimates[y].mean))
+    for index, winners in enumerate(frontiers.values()):
+        line = zip(*sorted(winners), strict=True)
+        axes.plot(
+            *line, color="#999999", linewidth=1.2, linestyle="--", label="" if index else "frontier"
+        )  # an empty label stays out of the legend
+    for variant in dict.fromkeys(row.variant for row in rows):
         mine = [row for row in rows if row.variant == variant]
         axes.errorbar(
             [row.estimates[x].mean for row in mine],
             [row.estimates[y].mean for row in mine],
             xerr=[row.estimates[x].half_width or 0 for row in mine],
             yerr=[row.estimates[y].half_width or 0 for row in mine],
-            color=PALETTE[index % len(PALETTE)],
-            marker=MARKERS[index % len(MARKERS)],
+            color=look[variant].color,
+            marker=look[variant].marker,
             linestyle="none",
             markersize=7,
             capsize=3,

@@ -1,10 +1,12 @@
 """The report as one HTML file that needs nothing else: no server, no network."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from ..frontier import group_of
 from ..quantities import QUANTITIES
-from .figure import PALETTE, axis_label, logarithmic
+from .figure import axis_label, logarithmic, looks
 from .summary import Row, kinds, origin, readable, summarize
 
 if TYPE_CHECKING:
@@ -36,9 +38,9 @@ def page_html(study: "Study") -> str:
         quantities=[QUANTITIES[name] for name in study.quantities],
         kinds={name: kinds(rows, name) for name in study.quantities},
         variants=variants,
-        colors={variant: PALETTE[index % len(PALETTE)] for index, variant in enumerate(variants)},
+        looks={variant: asdict(look) for variant, look in looks(variants).items()},
         provenance=origin(study.outcomes),
-        chart=_chart(rows, study.quantities),
+        chart=_chart(rows, study.quantities, card.frontier.within),
         plotly=Markup(get_plotlyjs()),
         readable=readable,
     )
@@ -50,7 +52,7 @@ def _number(value: object) -> str:
     return str(value)
 
 
-def _chart(rows: Sequence[Row], quantities: Sequence[str]) -> dict[str, Any]:
+def _chart(rows: Sequence[Row], quantities: Sequence[str], within: Sequence[str]) -> dict[str, Any]:
     """What the page's script draws: axes, one point per cell and one per trial."""
     return {
         "axes": {
@@ -63,8 +65,9 @@ def _chart(rows: Sequence[Row], quantities: Sequence[str]) -> dict[str, Any]:
         "cells": [
             {
                 "variant": row.variant,
-                "label": _label(row.variant, row.setting),
+                "label": row.outcomes[0].trial.cell,
                 "frontier": row.on_frontier,
+                "group": group_of(row.outcomes[0].trial, within),
                 "estimates": {
                     name: {"mean": e.mean, "half": e.half_width or 0, "text": f"{e} ({', '.join(e.kinds)})"}
                     for name, e in row.estimates.items()
@@ -84,7 +87,3 @@ def _chart(rows: Sequence[Row], quantities: Sequence[str]) -> dict[str, Any]:
             for row in rows
         ],
     }
-
-
-def _label(variant: str, setting: dict[str, Any]) -> str:
-    return " ".join([variant, *(f"{key}={value}" for key, value in setting.items())])

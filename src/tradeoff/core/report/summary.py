@@ -10,6 +10,8 @@ from ..quantities import Quantity, quantity
 from ..statistics import mean_interval
 from ..trial import SettingValue
 
+_MOST_DECIMALS = 6
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -32,7 +34,9 @@ class Estimate:
             return f"{_digits(self.mean / scale)} {unit}".rstrip()
         half = self.half_width / scale
         # Two significant digits of the interval say all there is to say about the mean.
-        decimals = max(0, min(6, 1 - math.floor(math.log10(half))))
+        decimals = max(0, 1 - math.floor(math.log10(half)))
+        if decimals > _MOST_DECIMALS:
+            return f"{_digits(self.mean / scale)} ± {half:.2g} {unit}".rstrip()
         return f"{self.mean / scale:,.{decimals}f} ± {half:,.{decimals}f} {unit}".rstrip()
 
 
@@ -46,6 +50,13 @@ class Row:
     outcomes: Outcomes
     estimates: dict[str, Estimate]
     on_frontier: bool
+
+    def shown(self, name: str, with_kind: bool) -> str:
+        """A quantity for people, on request with its kind; empty where the cell has none."""
+        estimate = self.estimates.get(name)
+        if estimate is None:
+            return ""
+        return f"{estimate} ({', '.join(estimate.kinds)})" if with_kind else str(estimate)
 
 
 def summarize(method: str, outcomes: Outcomes, frontier: Collection[int] = ()) -> list[Row]:

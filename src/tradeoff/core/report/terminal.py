@@ -1,9 +1,10 @@
 """A study in the terminal: the table, the claims, and where the files are."""
 
-import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, get_origin
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
+from pydantic import BaseModel
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.measure import Measurement
@@ -75,17 +76,9 @@ def _table(rows: Sequence[Row], quantities: Sequence[str]) -> Table:
         cells = [row.method] if several_methods else []
         cells += [row.variant + mark, *(_shown(row.setting.get(key, "")) for key in keys)]
         cells += [str(len(row.outcomes))]
-        cells += [_cell(row, name, mixed[name]) for name in quantities]
+        cells += [row.shown(name, mixed[name]) for name in quantities]
         table.add_row(*map(Text, cells), style="bold" if row.on_frontier else "")
     return table
-
-
-def _cell(row: Row, name: str, mixed: bool) -> str:
-    """A value, with its kind where the column has several."""
-    estimate = row.estimates.get(name)
-    if estimate is None:
-        return ""
-    return f"{estimate} ({', '.join(estimate.kinds)})" if mixed else str(estimate)
 
 
 def claims_table(study: "Study") -> Table:
@@ -145,12 +138,17 @@ def describe_method(method: Method[Any]) -> RenderableType:
     for parameter in recipe_parameters(method):
         parameters.add_row(*(Text(parameter[key]) for key in ("name", "type", "default", "description")))
     claims = [Text(f"  - {claim.text} ({claim.source})") for claim in method.claims]
+    nested = [
+        Text(f"{path}: {', '.join(names)}", style="dim") for path, names in nested_parameters(method.Recipe)
+    ]
     return Group(
         Text(card.title, style="bold"),
         Text(card.summary),
         "",
         facts,
         parameters,
+        *nested,
+        *([Text("set one with --set KEY.NAME=VALUE\n", style="dim")] if nested else []),
         Text("Claims that the study checks", style="bold"),
         *claims,
     )
@@ -181,12 +179,30 @@ def recipe_parameters(method: Method[Any]) -> list[dict[str, str]]:
     ]
 
 
+def nested_parameters(model: type[BaseModel]) -> list[tuple[str, list[str]]]:
+    """For the parameters that hold further ones: their names, parameters of one type together."""
+    names: dict[type[BaseModel], list[str]] = {}
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            names.setdefault(field.annotation, []).append(name)
+    return [(", ".join(those), list(inner.model_fields)) for inner, those in names.items()]
+
+
 def _minutes(method: Method[Any], recipe: str) -> str:
     return f"{readable(method.load_recipe(recipe).minutes, '')} min"
 
 
 def _type_name(annotation: Any) -> str:
-    """``int``, ``list[int]``, ``int | None``: the type as its author wrote it, without module names."""
-    if isinstance(annotation, type) and get_origin(annotation) is None:
-        return annotation.__name__
-    return re.sub(r"\b(?:\w+\.)+", "", str(annotation))
+    """``int``, ``list[int]``, ``int | None``: the type without module names and bounds."""
+    origin = get_origin(annotation)
+    inner = get_args(annotation)
+    if origin is Annotated:
+        return _type_name(inner[0])
+    if origin is Literal:
+        return " or ".join(map(str, inner))
+    if origin in (Union, UnionType):
+        return " | ".join(map(_type_name, inner))
+    if annotation in (None, NoneType, Ellipsis):
+        return "..." if annotation is Ellipsis else "None"
+    name = getattr(origin or annotation, "__name__", str(annotation))
+    return f"{name}[{', '.join(map(_type_name, inner))}]" if inner else name

@@ -1,4 +1,4 @@
-"""Graphs by name: ``load("cora")`` with features, ``load_structure("pl200k")`` without, ``load_events("college-msg")``."""
+"""Graphs by name: ``load("cora")``; without features ``load_structure("pl200k")``; timed ``load_events``."""
 
 import difflib
 import os
@@ -67,8 +67,8 @@ def load_events(name: str, root: Path | str | None = None) -> TemporalEvents:
     """Timed events between nodes, for :func:`split_links`.
 
     Args:
-        name: a key of :data:`EVENT_LOADERS`, or the path of a text file with ``source target time`` in a line;
-            ``community-messages`` is generated.
+        name: a key of :data:`EVENT_LOADERS`, or the path of a text file with ``source target time`` in a
+            line; ``community-messages`` is generated.
         root: where local copies lie; the environment variable ``TRADEOFF_DATA`` when not given.
 
     Raises:
@@ -83,9 +83,10 @@ def load_structure(text: str, root: Path | str | None = None, seed: int = 0) -> 
     """An adjacency matrix alone.
 
     Args:
-        text: a key of :data:`LOADERS`; what :func:`tradeoff.nn.graphs.generate` makes, such as ``rmat:20:16`` or
-            ``like:arxiv``; ``snap:NAME`` or ``suitesparse:GROUP/NAME`` of these collections; or the path of an edge
-            list (``.txt``, ``.edges``), a Matrix Market file (``.mtx``) or a sparse matrix (``.npz``).
+        text: a key of :data:`LOADERS`; what :func:`tradeoff.nn.graphs.generate` makes, such as ``rmat:20:16``
+            or ``like:arxiv``; ``snap:NAME`` or ``suitesparse:GROUP/NAME`` of these collections; or the path
+            of an edge list (``.txt``, ``.edges``), a Matrix Market file (``.mtx``) or a sparse matrix
+            (``.npz``).
         root: where local copies lie; the environment variable ``TRADEOFF_DATA`` when not given.
         seed: of generated graphs.
 

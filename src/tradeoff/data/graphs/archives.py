@@ -32,9 +32,12 @@ def unzip(archive: Path, members: Sequence[str], folder: Path, max_bytes: int) -
             if sum(info.file_size for info in infos.values()) > max_bytes:
                 raise DataError(f"{archive} unpacks to more than {max_bytes:,} bytes")
             for member, info in infos.items():
-                with under_lock(folder / member) as temporary, file.open(info) as source:
-                    with temporary.open("wb") as target:
-                        shutil.copyfileobj(source, target, 1 << 20)
+                with (
+                    under_lock(folder / member) as temporary,
+                    file.open(info) as source,
+                    temporary.open("wb") as target,
+                ):
+                    shutil.copyfileobj(source, target, 1 << 20)
     except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError) as error:
         raise DataError(f"cannot unpack {archive}: {error}") from error
     return folder

@@ -1,9 +1,9 @@
 """The dependency graph of Debian's packages: tens of thousands of nodes that any machine with apt can make.
 
-A node is a binary package; its class is the package's section; an edge joins it with what it depends on, recommends or
-suggests; its features are the hashed words of its one-line description. Names are no features, since they give the
-section away (``lib*``, ``*-doc``); packages of one source, whose descriptions repeat each other, stay in one part
-of the split.
+A node is a binary package; its class is the package's section; an edge joins it with what it depends on,
+recommends or suggests; its features are the hashed words of its one-line description. Names are no features,
+since they give the section away (``lib*``, ``*-doc``); packages of one source, whose descriptions repeat each
+other, stay in one part of the split.
 """
 
 import hashlib
@@ -191,16 +191,15 @@ def to_node_data(packages: PackageGraph, name: str, origin: str) -> NodeData:
     rank[order] = np.arange(sources)
     bounds = np.round(np.cumsum((0.0, *SPLIT)) * sources)
     position = rank[packages.source]
-    parts = [np.flatnonzero((position >= low) & (position < high)) for low, high in pairwise(bounds)]
-    train, validation, test = masks(count, *parts)
+    train, validation, test = (
+        np.flatnonzero((position >= low) & (position < high)) for low, high in pairwise(bounds)
+    )
     return NodeData(
         name,
         packages.graph,
         x,
         torch.from_numpy(packages.section),
-        train,
-        validation,
-        test,
+        *masks(count, train, validation, test),
         num_classes=len(packages.section_names),
         class_names=packages.section_names,
         origin=f"{origin}, lists of {packages.date}",
@@ -212,8 +211,8 @@ def parse(lines: Iterable[str], date: str | None = None) -> PackageGraph:
     """The graph of a list of packages in Debian's control format.
 
     A stanza without a valid name or without a section is left out; of several with one name the first counts.
-    Alternatives give an edge each. A name that no package has stands for its providers where there are at most
-    :data:`MAX_PROVIDERS`, else for nothing.
+    Alternatives give an edge each. A name that no package has stands for its providers where there are at
+    most :data:`MAX_PROVIDERS`, else for nothing.
 
     Args:
         lines: of text, with or without line ends.
@@ -301,7 +300,7 @@ def connected_part(packages: PackageGraph, sections: int, per_section: int) -> P
 
 
 def hashed_words(description: str) -> list[int]:
-    """Buckets of the words of a one-line description, ascending: words of at least three letters, by CRC-32."""
+    """Buckets of the words of at least three letters in a one-line description: CRC-32, ascending."""
     return sorted({zlib.crc32(word.encode()) % BUCKETS for word in WORD.findall(description.lower())})[:255]
 
 
@@ -351,9 +350,9 @@ def _available() -> list[str]:
         done = subprocess.run(command, capture_output=True, timeout=120, check=True, stdin=subprocess.DEVNULL)
     except (OSError, subprocess.SubprocessError) as error:
         raise DataError(
-            f"the package graph is made from apt's lists, and {' '.join(command)} failed: {error}; run this on "
-            "Debian or Ubuntu, set TRADEOFF_DATA to a folder that holds debian/packages-*.npz from such a machine, "
-            "or load 'debian-small', which is embedded"
+            f"the package graph is made from apt's lists, and {' '.join(command)} failed: {error}; run this "
+            "on Debian or Ubuntu, set TRADEOFF_DATA to a folder that holds debian/packages-*.npz from such a "
+            "machine, or load 'debian-small', which is embedded"
         ) from error
     if not done.stdout.strip():
         raise DataError(

@@ -100,11 +100,13 @@ def read(folder: Path, name: str) -> NodeData:
         raise DataError(f"{folder / 'feats.npy'} must hold finite numbers (nodes, features)")
     if len(features) != graph.num_nodes:
         raise DataError(f"{folder}: {len(features):,} rows of features for {graph.num_nodes:,} nodes")
-    parts = [_nodes(_json(folder / "role.json"), key, folder) for key in ("tr", "va", "te")]
-    train, validation, test = masks(graph.num_nodes, *parts)
+    roles = _json(folder / "role.json")
+    train, validation, test = masks(
+        graph.num_nodes, _nodes(roles, "tr", folder), _nodes(roles, "va", folder), _nodes(roles, "te", folder)
+    )
     y = _labels(_json(folder / "class_map.json"), graph.num_nodes, folder)
     x = torch.from_numpy(features.astype(np.float32))
-    if len(parts[0]):
+    if train.any():
         seen = x[train].double()
         x = ((x - seen.mean(0)) / seen.std(0, correction=0).clamp_min(1e-12)).float()
     multi_label = y.ndim == 2

@@ -14,11 +14,12 @@ KEYRING = Path("/usr/share/keyrings/debian-keyring.gpg")
 """Of the Debian package debian-keyring."""
 MAX_LINE = 1 << 16
 MAX_SIGNATURES = 10_000_000
-SECONDS = 300
+SECONDS = 900
 
 
 def load(root: Path | None) -> TemporalEvents:
-    """Signatures among the keys of ``root/debian/debian-keyring.gpg``, else of the installed package's keyring.
+    """Signatures among the keys of ``root/debian/debian-keyring.gpg``, else of the installed package's
+    keyring.
 
     Raises:
         DataError: the keyring or ``gpg`` is not here.

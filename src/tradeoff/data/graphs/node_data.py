@@ -30,8 +30,8 @@ class NodeData:
         multi_label: whether a node may have several classes.
         class_names: where the source has them.
         origin: what exactly was read: a date and checksum, or a folder.
-        group: nodes with equal numbers come from one source and were kept in one part of the split; None where
-            each node stands for itself.
+        group: nodes with equal numbers come from one source and were kept in one part of the split; None
+            where each node stands for itself.
     """
 
     name: str
@@ -106,19 +106,22 @@ class NodeData:
         return data
 
 
-def masks(num_nodes: int, *parts: np.ndarray) -> tuple[Bool[Tensor, " nodes"], ...]:
+def masks(
+    num_nodes: int, train: np.ndarray, validation: np.ndarray, test: np.ndarray
+) -> tuple[Bool[Tensor, " nodes"], Bool[Tensor, " nodes"], Bool[Tensor, " nodes"]]:
     """A mask for each array of node numbers.
 
     Raises:
         DataError: a number is none of a node.
     """
-    made = []
-    for part in parts:
+
+    def mask_of(part: np.ndarray) -> Bool[Tensor, " nodes"]:
         if part.ndim != 1 or part.dtype.kind not in "iu":
             raise DataError("a split must be a vector of node numbers")
         if len(part) and not 0 <= int(part.min()) <= int(part.max()) < num_nodes:
             raise DataError(f"a split names a node that is not among the {num_nodes:,} of the graph")
         mask = torch.zeros(num_nodes, dtype=torch.bool)
         mask[torch.from_numpy(part.astype(np.int64))] = True
-        made.append(mask)
-    return tuple(made)
+        return mask
+
+    return mask_of(train), mask_of(validation), mask_of(test)

@@ -60,8 +60,8 @@ def load(name: str, root: Path | None) -> NodeData:
 
     The nodes of ogbn-proteins have no features: the sums of those of their edges stand in, as is usual.
 
-    Looked for in ``root/<name>`` (also with an underscore, as OGB's own package writes it, and without ``ogbn``), else
-    downloaded to the user's cache.
+    Looked for in ``root/<name>`` (also with an underscore, as OGB's own package writes it, and without
+    ``ogbn``), else downloaded to the user's cache.
 
     Raises:
         DataError: the files are neither here nor to be had, or are malformed.
@@ -80,8 +80,8 @@ def load(name: str, root: Path | None) -> NodeData:
             )
         except DataError as error:
             raise DataError(
-                f"{name} is not here: set TRADEOFF_DATA to a folder that holds {name}/raw and {name}/split as "
-                f"OGB publishes them; {error}"
+                f"{name} is not here: set TRADEOFF_DATA to a folder that holds {name}/raw and {name}/split "
+                f"as OGB publishes them; {error}"
             ) from error
         unzip(archive, members, folder, MAX_BYTES)
         archive.unlink(missing_ok=True)
@@ -127,13 +127,15 @@ def read(folder: Path, name: str, source: Source) -> NodeData:
     label_type = np.float32 if source.multi_label else np.int64
     y = _table(raw / "node-label.csv.gz", num_nodes, source.classes if source.multi_label else 1, label_type)
     split = folder / "split" / source.split
-    parts = [_table(split / f"{part}.csv.gz", None, 1, np.int64)[:, 0] for part in ("train", "valid", "test")]
+    train, validation, test = (
+        _table(split / f"{part}.csv.gz", None, 1, np.int64)[:, 0] for part in ("train", "valid", "test")
+    )
     return NodeData(
         name,
         graph,
         torch.from_numpy(x),
         torch.from_numpy(y if source.multi_label else y[:, 0]),
-        *masks(num_nodes, *parts),
+        *masks(num_nodes, train, validation, test),
         num_classes=source.classes,
         multi_label=source.multi_label,
         origin=str(folder),

@@ -55,7 +55,8 @@ def loader(name: str) -> Callable[[Path | None], NodeData]:
 
 
 def load(name: str, root: Path | None) -> NodeData:
-    """20 labeled nodes a class to train, 500 to validate, 1,000 to test; features as published, not normalized.
+    """20 labeled nodes a class to train, 500 to validate, 1,000 to test; features as published, not
+    normalized.
 
     Looked for in ``root/planetoid/<Name>/raw``, else downloaded to the user's cache.
 

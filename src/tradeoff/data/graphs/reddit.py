@@ -1,4 +1,4 @@
-"""Reddit posts joined by common commenters (Hamilton, Ying, Leskovec, NeurIPS 2017), as DGL and PyG ship it."""
+"""Reddit posts joined by common commenters (Hamilton et al., NeurIPS 2017), as DGL and PyG ship it."""
 
 from pathlib import Path
 
@@ -36,8 +36,8 @@ def load(root: Path | None) -> NodeData:
             archive = download(RemoteFile(URL, MAX_BYTES), folder / "reddit.zip")
         except DataError as error:
             raise DataError(
-                f"reddit is not here: set TRADEOFF_DATA to a folder that holds Reddit/raw with {', '.join(FILES)}; "
-                f"{error}"
+                f"reddit is not here: set TRADEOFF_DATA to a folder that holds Reddit/raw with "
+                f"{' and '.join(FILES)}; {error}"
             ) from error
         unzip(archive, FILES, folder, MAX_BYTES)
         archive.unlink(missing_ok=True)
@@ -61,13 +61,13 @@ def read(folder: Path) -> NodeData:
     graph = _graph(folder / "reddit_graph.npz")
     if not len(labels) == len(kinds) == len(features) == graph.num_nodes:
         raise DataError(f"the files in {folder} are of different numbers of nodes")
-    parts = masks(len(labels), *(np.flatnonzero(kinds == kind) for kind in (TRAIN, VALIDATION, TEST)))
+    train, validation, test = (np.flatnonzero(kinds == kind) for kind in (TRAIN, VALIDATION, TEST))
     return NodeData(
         "reddit",
         graph,
         torch.from_numpy(features.astype(np.float32)),
         torch.from_numpy(labels.astype(np.int64)),
-        *parts,
+        *masks(len(labels), train, validation, test),
         num_classes=int(labels.max(initial=0)) + 1,
         origin=str(folder),
     )

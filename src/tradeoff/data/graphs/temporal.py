@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +66,8 @@ class LinkPairs:
     Attributes:
         source, target: int64 ``(pairs,)``; the first half met in this window, the second never meets.
         label: int64 ``(pairs,)``, 1 for those that met.
-        time: int64 ``(pairs,)``: of the first meeting in the window; of its partner for a pair that never meets.
+        time: int64 ``(pairs,)``: of the first meeting in the window; of its partner for a pair that never
+            meets.
         repeated: whether the source met the target before the window already.
         in_history: whether it did in the history, from which nodes are embedded.
         unseen: events of the window that were left out since the history lacks one of their nodes.
@@ -97,11 +99,11 @@ class LinkSplits:
 
     def __post_init__(self) -> None:
         order = (("history", self.history.time), ("training", self.train.time), ("test", self.test.time))
-        for (earlier, before), (later, after) in zip(order, order[1:], strict=False):
+        for (earlier, before), (later, after) in pairwise(order):
             if len(before) and len(after) and after.min() <= before.max():
                 raise DataError(
-                    f"{later} events must come after all {earlier} events: one at time {after.min()} is not after "
-                    f"{before.max()}, so the split leaks the future"
+                    f"{later} events must come after all {earlier} events: one at time {after.min()} is not "
+                    f"after {before.max()}, so the split leaks the future"
                 )
 
 
@@ -120,9 +122,10 @@ def split_links(
 ) -> LinkSplits:
     """Split events at two moments, so that parts ``history`` and ``train`` of them lie before.
 
-    Events of one time stay together. A window's pairs are those of its events, each once; pairs with a node that
-    the history lacks are left out and counted, loops are left out. The pairs that never meet are drawn at random from
-    the nodes of the history, without any event between them, in either direction, before or after.
+    Events of one time stay together. A window's pairs are those of its events, each once; pairs with a node
+    that the history lacks are left out and counted, loops are left out. The pairs that never meet are drawn
+    at random from the nodes of the history, without any event between them, in either direction, before or
+    after.
 
     Raises:
         ValueError: the parts are not 0 < history < train < 1.
@@ -203,7 +206,8 @@ def _never_met(
 
 def _undirected(source: np.ndarray, target: np.ndarray, num_nodes: int) -> Int64[np.ndarray, " pairs"]:
     """One number for a pair, whichever way round."""
-    return np.minimum(source, target) * np.int64(num_nodes) + np.maximum(source, target)
+    keys: Int64[np.ndarray, " pairs"] = np.minimum(source, target) * num_nodes + np.maximum(source, target)
+    return keys
 
 
 def community_messages(
@@ -212,7 +216,8 @@ def community_messages(
     communities: int = 8,
     seed: int = 0,
 ) -> TemporalEvents:
-    """A generated network of messages: people join over time, write mostly within their community, and repeat.
+    """A generated network of messages: people join over time, write mostly within their community, and
+    repeat.
 
     A third of the messages answer or repeat an earlier one; of the others, five in six stay in the sender's
     community. Activity is log-normal. Times are whole minutes, so that some messages share one.

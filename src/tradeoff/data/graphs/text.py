@@ -21,7 +21,8 @@ def lines(path: Path, max_bytes: int = MAX_BYTES, max_line: int = MAX_LINE) -> I
     """The lines of a file that may be compressed; empty ones and comments (``#``, ``%``) are left out.
 
     Raises:
-        DataError: the file is absent, damaged, unpacks to more than ``max_bytes`` or has a line over ``max_line``.
+        DataError: the file is absent, damaged, unpacks to more than ``max_bytes`` or has a line over
+            ``max_line``.
     """
     try:
         with path.open("rb") as plain:

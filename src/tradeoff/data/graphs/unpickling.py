@@ -1,7 +1,9 @@
 """Arrays out of pickle files that a stranger may have written, without running anything that they say.
 
-A pickle is a program. This reader accepts the handful of instructions that arrays, sparse matrices and lists of
-neighbors are written with, and gives it nothing to call: every name of the allow-list stands for a class of this module
+A pickle is a program. This reader accepts the handful of instructions that arrays, sparse matrices and lists
+of
+neighbors are written with, and gives it nothing to call: every name of the allow-list stands for a class of
+    this module
 that only keeps what it is handed. Arrays are then made here, from bytes, after their sizes were compared.
 """
 
@@ -19,12 +21,13 @@ from tradeoff.core.errors import DataError
 
 MAX_BYTES = 64 << 20
 DTYPES = frozenset(("f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"))
-OPCODES = frozenset(
-    """PROTO FRAME STOP MARK POP POP_MARK GET BINGET LONG_BINGET PUT BINPUT LONG_BINPUT MEMOIZE
-    NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG1 SHORT_BINSTRING BINSTRING SHORT_BINBYTES BINBYTES
-    SHORT_BINUNICODE BINUNICODE EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST APPEND APPENDS EMPTY_DICT SETITEM
-    SETITEMS GLOBAL STACK_GLOBAL REDUCE NEWOBJ BUILD""".split()
-)
+OPCODES = frozenset((
+    "PROTO", "FRAME", "STOP", "MARK", "POP", "POP_MARK", "GET", "BINGET", "LONG_BINGET", "PUT", "BINPUT",
+    "LONG_BINPUT", "MEMOIZE", "NONE", "NEWTRUE", "NEWFALSE", "INT", "BININT", "BININT1", "BININT2", "LONG1",
+    "SHORT_BINSTRING", "BINSTRING", "SHORT_BINBYTES", "BINBYTES", "SHORT_BINUNICODE", "BINUNICODE",
+    "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_LIST", "APPEND", "APPENDS", "EMPTY_DICT",
+    "SETITEM", "SETITEMS", "GLOBAL", "STACK_GLOBAL", "REDUCE", "NEWOBJ", "BUILD",
+))  # fmt: skip
 """Instructions that such files consist of; the others make objects, extensions or buffers that none needs."""
 
 
@@ -54,7 +57,7 @@ class _ListType: ...
 class _ArrayType: ...
 
 
-def _neighbors(*factory: Any) -> dict:
+def _neighbors(*factory: Any) -> dict[Any, Any]:
     """In the place of ``defaultdict(list)``."""
     return {}
 
@@ -141,8 +144,8 @@ def read_pickle(path: Path) -> Any:
     """What a pickle file holds, with inert objects in the place of arrays and matrices.
 
     Raises:
-        DataError: the file is absent, longer than :data:`MAX_BYTES`, damaged, or uses a name or an instruction that
-            arrays of numbers do not need; nothing that it names is called.
+        DataError: the file is absent, longer than :data:`MAX_BYTES`, damaged, or uses a name or an
+            instruction that arrays of numbers do not need; nothing that it names is called.
     """
     try:
         with path.open("rb") as file:
@@ -161,11 +164,11 @@ def read_pickle(path: Path) -> Any:
 
 
 def _check_instructions(content: bytes) -> None:
-    """Refuse instructions outside :data:`OPCODES`, and memo slots that would take memory beyond the file's size."""
+    """Refuse instructions outside :data:`OPCODES`, and memo slots above the file's size: they take memory."""
     for opcode, argument, _ in pickletools.genops(content):
         if opcode.name not in OPCODES:
             raise pickle.UnpicklingError(f"it uses the instruction {opcode.name}, which arrays do not need")
-        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > len(content):
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > len(content):
             raise pickle.UnpicklingError(f"it uses memo slot {argument:,}")
 
 
@@ -178,14 +181,14 @@ def _array(made: Any, path: Path) -> np.ndarray:
         raise DataError(f"{path} holds a malformed array")
     code = _text(dtype.arguments[0])
     order = _text(dtype.state[1]) if isinstance(dtype.state, tuple) and len(dtype.state) > 1 else "|"
-    if code not in DTYPES or order not in ("<", ">", "|", "="):
+    if code not in DTYPES or order not in ("<", ">", "|"):
         raise DataError(f"{path} holds an array of type {code!r}; only numbers are read")
     if not all(type(size) is int and size >= 0 for size in shape) or type(content) is not bytes:
         raise DataError(f"{path} holds a malformed array")
-    kind = np.dtype(code).newbyteorder(order)
+    kind = np.dtype(order + code)
     if prod(shape) * kind.itemsize != len(content):
         raise DataError(f"{path} holds {len(content):,} bytes for an array of shape {shape}")
-    array = np.frombuffer(content, kind).astype(kind.newbyteorder("="))
+    array = np.frombuffer(content, kind).astype(code)
     return array.reshape(shape, order="F" if fortran else "C")
 
 

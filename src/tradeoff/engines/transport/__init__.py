@@ -27,6 +27,7 @@ from tradeoff.engines.transport.errors import (
 )
 from tradeoff.engines.transport.keys import make_keys
 from tradeoff.engines.transport.party import Party
+from tradeoff.engines.transport.report import Clock, Report, Row, measured_row
 from tradeoff.engines.transport.server import Server, serve
 from tradeoff.engines.transport.shaper import PROFILES, LinkShaper, profile
 from tradeoff.engines.transport.simnet import SimNet
@@ -38,6 +39,7 @@ __all__ = [
     "PROFILES",
     "TLS",
     "AuthError",
+    "Clock",
     "Config",
     "ConfigError",
     "Endpoint",
@@ -56,6 +58,8 @@ __all__ = [
     "PlanMismatch",
     "PortInUse",
     "RemoteFailure",
+    "Report",
+    "Row",
     "Server",
     "SimNet",
     "Stats",
@@ -63,6 +67,7 @@ __all__ = [
     "UnexpectedMessage",
     "UnsupportedArray",
     "make_keys",
+    "measured_row",
     "profile",
     "read_transcript",
     "serve",

@@ -7,16 +7,18 @@ import os
 import pickle
 import secrets
 import signal
+import sys
 import tempfile
 import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import Any, Self
 
 from tradeoff.engines.transport.config import TLS, Config, InsecureWarning
@@ -53,6 +55,8 @@ class LocalCluster:
         tls: True for certificates made for this run, or a :class:`TLS`; False talks in the clear, which on
             loopback only this host's administrator can read.
         link: emulated link between each two (a profile's name, a :class:`LinkShaper` or None).
+        import_main: whether the processes import the caller's script, as ``spawn`` does. They must if
+            ``target`` is defined there, and the script then needs a main guard.
         settings: further fields of :class:`Config` (timeouts, limits, program).
     """
 
@@ -65,9 +69,11 @@ class LocalCluster:
         per_party: Sequence[Sequence[Any]] | None = None,
         tls: bool | TLS = False,
         link: str | LinkShaper | None = None,
+        import_main: bool = True,
         **settings: Any,
     ) -> None:
         self.n = n
+        self._import_main = import_main
         self._target = target
         self._arguments = [(*args, *(per_party[me] if per_party else ())) for me in range(n)]
         self._tls = tls
@@ -106,7 +112,8 @@ class LocalCluster:
                     args=(theirs, config, me, self._target, self._arguments[me]),
                     name=f"party-{me}",
                 )
-                process.start()
+                with nullcontext() if self._import_main else _without_main_module():
+                    process.start()
                 theirs.close()
                 self._processes.append(process)
                 self._pipes.append(ours)
@@ -212,6 +219,17 @@ class LocalCluster:
         if code is not None and code < 0:
             return RemoteFailure(f"party {me} was killed by {signal.Signals(-code).name}")
         return RemoteFailure(f"party {me} ended without an answer (exit status {code})")
+
+
+@contextmanager
+def _without_main_module() -> Iterator[None]:
+    """Hide the caller's script from ``spawn``: it may have no main guard, and may import much."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _serve_party(

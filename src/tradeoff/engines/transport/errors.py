@@ -50,7 +50,7 @@ class PortInUse(EngineError, OSError):
     """A party cannot listen on its address; the message names the port."""
 
 
-class KeysExist(EngineError, FileExistsError):
+class KeysExist(ConfigError, FileExistsError):
     """A key or certificate file is there already; none is ever overwritten."""
 
 

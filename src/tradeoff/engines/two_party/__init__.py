@@ -14,6 +14,7 @@ Example::
         print(session.report())
 """
 
+from tradeoff.engines.transport import Report, Row
 from tradeoff.engines.two_party.compile import compile
 from tradeoff.engines.two_party.cost import Cost, cost
 from tradeoff.engines.two_party.errors import (
@@ -23,7 +24,6 @@ from tradeoff.engines.two_party.errors import (
     PoolReused,
     RangeExceeded,
 )
-from tradeoff.engines.two_party.meter import Report, Row
 from tradeoff.engines.two_party.program import Options, Program
 from tradeoff.engines.two_party.reference import evaluate
 from tradeoff.engines.two_party.session import Agreement, Session, agreement

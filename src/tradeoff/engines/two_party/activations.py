@@ -6,8 +6,8 @@ carries the fractional bits of a product and when the coefficients are private: 
 
     y = K - u,    K = (c >> f) - 2^(L-2-f),    u = rho - w m,    w = 2^(L-f) (1 - msb(c)),
 
-with K and w public. So y^2 = K^2 - 2 K u + u^2 with u^2 = rho^2 - 2 w rho m (w^2 = 0 mod 2^L while f <= L/2)
-is local, given shares of rho, m, rho^2 and rho m. A private coefficient C, of which D = C - B was opened
+with K and w public. So y^2 = K^2 - 2 K u + u^2 with u^2 = rho^2 - 2 w rho m + w^2 m is local, given shares of
+rho, m, rho^2 and rho m. A private coefficient C, of which D = C - B was opened
 once, multiplies y and y^2 locally given shares of the products of B with these four. Without bits to drop, c
 = x + r, K = c and u = r.
 
@@ -112,7 +112,7 @@ def quadratic(rank: int, kind: Quadratic, coefficients: Coefficients, x: Share, 
         if order == 2:
             result = m[f"{prefix}uu"] - (K + K) * u
             if w is not None:
-                result -= (w + w) * m[f"{prefix}um"]
+                result += w * (w * m[f"{prefix}m"] - m[f"{prefix}um"] - m[f"{prefix}um"])
         if unit is not None:
             result += (K * K if order == 2 else K) * unit
         return result

@@ -105,6 +105,8 @@ def query(
     from tradeoff.engines.two_party.hosts import query as ask
     from tradeoff.engines.two_party.session import keep_freed_memory
 
+    for path in (out, report):
+        _check_place(path)
     keep_freed_memory()
     loaded = _load_program(program)
     result, cost = ask(loaded, Config.load(config), _load_images(images), pool=pool)
@@ -180,6 +182,7 @@ def bench(
     from tradeoff.engines.transport import profile
 
     profile(net)  # refuses an unknown one before anything is trained
+    _check_place(out)
     with _bad_input():
         x, y, network = _digits_network(arch, model)
     program = two_party.compile(network, (1, 8, 8))
@@ -210,6 +213,14 @@ def _bad_input() -> Iterator[None]:
         raise
     except ValueError as error:
         raise DataError(str(error)) from None
+
+
+def _check_place(path: Path | None) -> None:
+    """Refuse a place for results that does not exist before they are computed: they would be lost."""
+    from tradeoff.core.errors import DataError
+
+    if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+        raise DataError(f"cannot write {path}: it is a folder, or its folder does not exist")
 
 
 def _load_program(folder: Path) -> Program:

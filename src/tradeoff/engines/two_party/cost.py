@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
-from tradeoff.engines.transport import LinkShaper, profile
-from tradeoff.engines.two_party.meter import Report, Row
+from tradeoff.engines.transport import LinkShaper, Report, Row, profile
 from tradeoff.engines.two_party.prg import SEED_BYTES
-from tradeoff.engines.two_party.program import Program
+from tradeoff.engines.two_party.program import Program, require_batch
 from tradeoff.engines.two_party.protocol import traffic
 from tradeoff.engines.two_party.steps import Reveal, Step
 
@@ -34,6 +33,7 @@ def cost(program: Program, batch: int = 1, net: str | LinkShaper = "loopback", *
     """
     if party not in (0, 1):
         raise ValueError(f"the party is 0 or 1, not {party}")
+    require_batch(batch)
     rows = tuple(_row(program, step, batch, party) for step in program.steps)
     static = sum(
         prod(shape) * program.ring.nbytes for step in program.steps for shape in step.static_shapes.values()

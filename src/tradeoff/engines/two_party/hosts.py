@@ -20,9 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tradeoff.core.errors import TradeoffError
-from tradeoff.engines.transport import Config, ConfigError, Party, PeerError, PortInUse
+from tradeoff.engines.transport import Config, ConfigError, Party, PeerError, PortInUse, Report
 from tradeoff.engines.two_party.errors import DealerUnavailable, OfflineExhausted
-from tradeoff.engines.two_party.meter import Report
 from tradeoff.engines.two_party.offline import DEALER, Source, dealt_source, run_dealer
 from tradeoff.engines.two_party.party import CLIENT, SERVER, Evaluator, announce_batch, learn_batch
 from tradeoff.engines.two_party.pool import check_pool, open_pool
@@ -99,7 +98,7 @@ def _serve_one(program: Program, config: Config, pool: Path | None, max_batch: i
             evaluator.prepare()
             _, report = Metered(evaluator).infer(None)
             evaluator.finish()
-        return Served(batch, time.perf_counter() - began, report, None)
+        return Served(batch, time.perf_counter() - began, _of_hosts(report), None)
     except _FATAL:
         raise
     except (TradeoffError, ValueError) as error:
@@ -137,7 +136,7 @@ def query(
         evaluator.prepare()
         result, report = Metered(evaluator).infer(x)
         evaluator.finish()
-        return result, report
+        return result, _of_hosts(report)
 
 
 def deal_sessions(
@@ -186,6 +185,11 @@ def _connect(config: Config) -> Party:
                 f"the dealer is not there ({error}); nothing of the inputs has been shared"
             ) from error
         raise
+
+
+def _of_hosts(report: Report) -> Report:
+    """A report that says that its times are those of the network between the hosts."""
+    return replace(report, link="network", emulator="not emulated")
 
 
 def _source(net: Party, program: Program, batch: int, pool: Path | None) -> Source:

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tradeoff.engines.transport import Endpoint
+from tradeoff.engines.transport import Clock, Endpoint
 from tradeoff.engines.two_party.correlations import Fields
-from tradeoff.engines.two_party.meter import Clock
 from tradeoff.engines.two_party.offline import BATCH, DEALER, Source
 from tradeoff.engines.two_party.prg import SEED_BYTES, BlockLedger, Prg, agree
 from tradeoff.engines.two_party.program import Program

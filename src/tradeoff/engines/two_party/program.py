@@ -154,10 +154,13 @@ class Program:
             FileNotFoundError, ValueError: the folder is not a program, or is damaged.
         """
         folder = Path(folder)
-        text = (folder / OPTIONS_FILE).read_text()
-        if len(text) > 1 << 20:
-            raise ValueError(f"{folder / OPTIONS_FILE} is too large")
-        return cls(loads((folder / PLAN_FILE).read_bytes()), Options.from_json(json.loads(text)))
+        options = folder / OPTIONS_FILE
+        if options.stat().st_size > 1 << 20:
+            raise ValueError(f"{options} is too large")
+        return cls(
+            loads((folder / PLAN_FILE).read_bytes()),
+            Options.from_json(json.loads(options.read_text("utf-8"))),
+        )
 
     def check_input(self, x: NDArray[Any]) -> NDArray[np.float64]:
         """Inputs as float64 of shape (batch, *input_shape).
@@ -175,3 +178,14 @@ class Program:
         if not np.isfinite(x).all():
             raise DataError("the input holds NaN or infinity")
         return x
+
+
+def require_batch(batch: int) -> int:
+    """The batch size, which must be at least 1.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if batch < 1:
+        raise ValueError(f"an inference has at least one image, not {batch}")
+    return batch

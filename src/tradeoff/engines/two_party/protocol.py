@@ -1,12 +1,12 @@
 """How protocols are written and driven.
 
 A protocol is a generator: it yields the message that this party opens in a round and is resumed with the
-peer's.
+peer's::
 
->>> def square(rank, x, m):              # doctest: +SKIP
-...     e = x - m["a"]
-...     e += yield e
-...     ...
+    def square(rank, x, m):
+        e = x - m["a"]
+        e += yield e
+        ...
 
 Both parties run the same code, and the two messages of a round cross on the wire, so a round costs one
 one-way delay. Where only one party speaks (``Correlation.speakers``), the other yields an empty stand-in of

@@ -7,19 +7,17 @@ from __future__ import annotations
 
 import ctypes
 import os
-import sys
 import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from types import ModuleType, TracebackType
+from types import TracebackType
 from typing import Any, Literal, Protocol, Self
 
 import numpy as np
@@ -27,12 +25,22 @@ from numpy.typing import NDArray
 
 from tradeoff.core import native
 from tradeoff.core.errors import EngineError
-from tradeoff.engines.transport import Endpoint, LinkShaper, LocalCluster, PeerTimeout, SimNet, profile
-from tradeoff.engines.two_party.meter import Report, Row, measured_row
+from tradeoff.engines.transport import (
+    Endpoint,
+    LinkShaper,
+    LocalCluster,
+    PeerTimeout,
+    Report,
+    Row,
+    SimNet,
+    Stats,
+    measured_row,
+    profile,
+)
 from tradeoff.engines.two_party.offline import DEALER, Source, dealt_source, insecure_source, run_dealer
 from tradeoff.engines.two_party.party import CLIENT, SERVER, SETUP, Evaluator, announce_batch, learn_batch
 from tradeoff.engines.two_party.pool import open_pool
-from tradeoff.engines.two_party.program import Program, Receiver
+from tradeoff.engines.two_party.program import Program, Receiver, require_batch
 from tradeoff.nn.plan import Plan
 
 Offline = Literal["dealer", "file", "insecure-local"]
@@ -166,10 +174,9 @@ class Session:
                 link=link,
                 recv_timeout=recv_timeout,
                 program=digest,
+                import_main=False,
             )
-            with _without_main_module():
-                cluster.start()
-            return cluster
+            return cluster.start()
 
         emulator = "none" if link.start() is None else "in-process shaper"
         folder = None if pool is None else Path(pool)
@@ -232,7 +239,7 @@ class Session:
         program = program.with_options(reveal_to=reveal_to, output=output)
         x = program.check_input(x)
         program.ring.encode(x, name="input")
-        size = len(x) if batch is None else batch
+        size = len(x) if batch is None else require_batch(batch)
         running = self._prepared(program, size)
         reports: dict[int, Report] = {}
         results = []
@@ -263,7 +270,8 @@ class Session:
 
         The next :meth:`infer` with the same program, batch and options then runs with its material in memory.
         """
-        running = self._prepared(program.with_options(reveal_to=reveal_to, output=output), batch)
+        program = program.with_options(reveal_to=reveal_to, output=output)
+        running = self._prepared(program, require_batch(batch))
         began = time.perf_counter()
         running.ask({SERVER: ("fetch", None), CLIENT: ("fetch", None)})
         return time.perf_counter() - began
@@ -308,17 +316,6 @@ class Session:
             self.close()
             self._running = _Running(program, batch, self._start, self._offline, self._pool)
         return self._running
-
-
-@contextmanager
-def _without_main_module() -> Iterator[None]:
-    """Let spawned parties not import the caller's script: it may have no main guard, and may import torch."""
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
 
 
 class _Parties(Protocol):
@@ -508,6 +505,11 @@ def make_source(net: Endpoint, program: Program, batch: int, offline: Offline, p
     return insecure_source(net, program, batch)
 
 
+def operator_row(stats: Stats, seconds: dict[str, float], operator: str, kind: str, party: int) -> Row:
+    """What an operator cost a computing party."""
+    return measured_row(stats, seconds, operator, kind, peers=(1 - party,), dealer=DEALER)
+
+
 class Metered:
     """An evaluator whose inferences come with a report."""
 
@@ -520,14 +522,14 @@ class Metered:
         evaluator, net = self._evaluator, self._evaluator.net
         setup = Row(SETUP, SETUP)
         if self._first:
-            setup = measured_row(net.stats(), evaluator.clock.seconds, SETUP, SETUP, net.me)
+            setup = operator_row(net.stats(), evaluator.clock.seconds, SETUP, SETUP, net.me)
             self._first = False
         before = net.stats()
         evaluator.clock.seconds.clear()
         result = evaluator.infer(x)
         stats = net.stats() - before
         rows = tuple(
-            measured_row(stats, evaluator.clock.seconds, step.name, step.kind, net.me)
+            operator_row(stats, evaluator.clock.seconds, step.name, step.kind, net.me)
             for step in evaluator.program.steps
         )
         headers = stats.total(peer=1 - net.me, phase="online")

@@ -1,4 +1,4 @@
-"""The ring, fixed point, and additive shares (sections 3.1 and 3.2 of the protocol notes in README.md).
+"""The ring, fixed point, and additive shares.
 
 A value x of the ring Z_{2^L} is held as two shares x = x_0 + x_1 mod 2^L; party 0 holds x_0, party 1 holds
 x_1. A bit is held as b = b_0 xor b_1, 64 bits a word, little-endian. Public constants are added by party 0

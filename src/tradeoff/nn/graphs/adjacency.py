@@ -20,8 +20,8 @@ INT32_NODES = 1 << 31
 class Adjacency:
     """A square sparse matrix A in CSR form; row ``i`` lists the nodes that ``i`` aggregates from.
 
-    Columns ascend within a row and none repeats. In PyTorch Geometric's terms an edge ``source -> target`` is the
-    entry ``A[target, source]``.
+    Columns ascend within a row and none repeats. In PyTorch Geometric's terms an edge ``source -> target`` is
+    the entry ``A[target, source]``.
 
     Attributes:
         indptr: int64 ``(nodes + 1,)``; row ``i`` is ``indices[indptr[i]:indptr[i + 1]]``.
@@ -67,7 +67,7 @@ class Adjacency:
         return bool(
             np.array_equal(self.indptr, other.indptr)
             and np.array_equal(self.indices, other.indices)
-            and (self.values is None or np.array_equal(self.values, other.values))
+            and (self.values is other.values is None or bool(np.all(self.values == other.values)))
         )
 
     def transpose(self) -> "Adjacency":
@@ -117,8 +117,8 @@ def from_edges(
 
     Args:
         rows, columns: the two ends of each entry.
-        symmetric: whether to add the mirror image of each entry; an unweighted one that is there already stays
-            one. Not for weighted entries.
+        symmetric: whether to add the mirror image of each entry, where it is not there already; not for
+            weighted entries.
         self_loops: whether to keep the diagonal.
 
     Raises:
@@ -195,7 +195,7 @@ def checked(
         raise DataError(f"{path}: indptr and indices must be vectors of integers")
     if len(indptr) != num_nodes + 1 or indptr[0] != 0 or indptr[-1] != len(indices):
         raise DataError(f"{path}: indptr must have {num_nodes + 1:,} numbers, from 0 to {len(indices):,}")
-    counts = np.diff(indptr.astype(np.int64))
+    counts: Int64[np.ndarray, " rows"] = np.diff(indptr.astype(np.int64))
     if (counts < 0).any():
         raise DataError(f"{path}: indptr decreases at row {int(np.argmax(counts < 0)):,}")
     if data is not None and (len(data) != len(indices) or data.dtype.kind not in "fiub"):

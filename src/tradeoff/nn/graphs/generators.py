@@ -17,7 +17,7 @@ CHUNK = 1 << 20
 ROUNDS = 60
 """After which a graph that is too dense for its degree distribution is given up."""
 WEIGHTED_ROUNDS = 3
-"""Of :func:`with_degrees`, after which the columns that are still missing are drawn with equal probability."""
+"""Of :func:`with_degrees`, after which columns that are still missing are drawn with equal probability."""
 QUADRANTS = (0.57, 0.19, 0.19, 0.05)
 """Of the Graph500 benchmark."""
 
@@ -70,13 +70,13 @@ def power_law(
     """A graph whose degrees follow a power law (Chung and Lu, Annals of Combinatorics 2002).
 
     The end of an edge is node ``i`` with a probability in proportion to ``(i + i0)^(-1 / (exponent - 1))``;
-    edges are drawn until there are ``num_nodes * average_degree / 2`` distinct ones. Nodes are then renamed at
-    random.
+    edges are drawn until there are ``num_nodes * average_degree / 2`` distinct ones. Nodes are then renamed
+    at random.
 
     Args:
         exponent: of the degree distribution, above 2.
-        max_degree: the degree to expect of the largest hub before repeats are dropped, which sets ``i0``; ``i0``
-            is 1 when not given.
+        max_degree: the degree to expect of the largest hub before repeats are dropped, which sets ``i0``; 1
+            when not given.
 
     Raises:
         ValueError: a size is out of range, or the edges do not fit in the graph.
@@ -107,7 +107,7 @@ def power_law(
 
 
 def road(side: int, removed: float = 0.3, seed: int = 0) -> Adjacency:
-    """A grid of ``side`` x ``side`` crossings, each joined to its neighbors, with a part of the edges removed.
+    """A grid of ``side`` x ``side`` crossings, joined to their neighbors, with a part of the edges removed.
 
     Raises:
         ValueError: ``side`` or ``removed`` is out of range.
@@ -131,7 +131,7 @@ def community(
     inside: float = 0.8,
     seed: int = 0,
 ) -> Adjacency:
-    """A graph of communities with log-normal degrees (a degree-corrected block model, Karrer and Newman, 2011).
+    """A graph of communities with log-normal degrees: a degree-corrected block model (Karrer, Newman, 2011).
 
     Node ``i`` belongs to community :func:`community_labels`. Edges are drawn until there are
     ``num_nodes * average_degree / 2`` distinct ones.
@@ -175,9 +175,9 @@ def community_labels(num_nodes: int, communities: int) -> Int64[np.ndarray, " no
 def with_degrees(degrees: Int64[np.ndarray, " nodes"], seed: int = 0, name: str = "degrees") -> Adjacency:
     """A directed graph whose rows have exactly these degrees.
 
-    Columns are drawn with a probability in proportion to ``degrees + 1``, as hubs of real graphs are hubs both
-    ways; a column that a row has already is drawn anew, at random once that gets rare. Rows are made block by
-    block, so that memory stays near that of the result.
+    Columns are drawn with a probability in proportion to ``degrees + 1``, as hubs of real graphs are hubs
+    both ways; a column that a row has already is drawn anew, at the end with equal probability. Rows are made
+    block by block, so that memory stays near that of the result.
 
     Raises:
         ValueError: a degree is negative or above the number of nodes.
@@ -258,7 +258,7 @@ def _distinct_edges(
         keys = _sorted_distinct(np.concatenate(fresh))
     if len(keys) < edges:
         raise ValueError(
-            f"only {len(keys):,} of {edges:,} edges could be drawn: the graph is too dense for its degree distribution"
+            f"only {len(keys):,} of {edges:,} edges could be drawn: they are too many for these degrees"
         )
     if len(keys) > edges:
         keys = np.delete(keys, generator.choice(len(keys), len(keys) - edges, replace=False, shuffle=False))
@@ -288,8 +288,8 @@ def _chunks(count: int) -> list[int]:
 def _power_weights(
     num_nodes: int, power: float, largest_share: float | None
 ) -> Float64[np.ndarray, " nodes"]:
-    """``(i + i0)^-power``, with ``i0`` such that the first has ``largest_share`` of the sum (1 if not given)."""
-    nodes = np.arange(num_nodes, dtype=np.float64)
+    """``(i + i0)^-power``, where the first has ``largest_share`` of the sum; ``i0`` is 1 if not given."""
+    nodes: Float64[np.ndarray, " nodes"] = np.arange(num_nodes, dtype=np.float64)
     if largest_share is None:
         return (nodes + 1) ** -power
     low, high = 1e-3, float(num_nodes) * 1e3
@@ -297,7 +297,7 @@ def _power_weights(
         shift = (low * high) ** 0.5
         weights = (nodes + shift) ** -power
         low, high = (shift, high) if weights[0] / weights.sum() > largest_share else (low, shift)
-    return weights
+    return np.asarray(weights)
 
 
 def _undirected_edges(num_nodes: int, average_degree: float) -> int:

@@ -1,8 +1,9 @@
-"""Stand-ins for the 18 graphs that Accel-GCN was measured on (Xie et al., ICCAD 2023): same size, same degrees.
+"""Stand-ins for the 18 graphs that Accel-GCN was measured on (Xie et al., ICCAD 2023): same size and degrees.
 
-What a kernel's balance depends on is the degree sequence. Of 16 graphs it is known exactly, from the partitions that
-the paper's authors published; of the other two (products, reddit) the largest degree is, and the rest is log-normal.
-Which node is joined to which is random: locality and accuracy cannot be learned from these.
+What a kernel's balance depends on is the degree sequence. Of 16 graphs it is known exactly, from the
+partitions that the paper's authors published. Of the other two (products, reddit) nodes and edges are; their
+largest degree is an assumption, and the rest is log-normal. Which node is joined to which is random: locality
+and accuracy cannot be learned from these.
 """
 
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ class PublishedGraph:
     Attributes:
         nodes: rows of its matrix.
         edges: stored entries of it.
-        max_degree: of a row.
+        max_degree: of a row; assumed where not ``exact``.
         exact: whether its whole degree sequence is known.
     """
 
@@ -79,7 +80,8 @@ def published_degrees(name: str, seed: int = 0) -> Int64[np.ndarray, " nodes"]:
         raise ValueError(f"no published graph {name!r}; there are: {', '.join(PUBLISHED)}")
     graph = PUBLISHED[name]
     degrees = _known_degrees(name) if graph.exact else _log_normal_degrees(graph)
-    return np.random.Generator(np.random.PCG64(seed)).permutation(degrees)
+    shuffled: Int64[np.ndarray, " nodes"] = np.random.Generator(np.random.PCG64(seed)).permutation(degrees)
+    return shuffled
 
 
 @cache
@@ -95,7 +97,7 @@ def _log_normal_degrees(graph: PublishedGraph) -> np.ndarray:
 
     normal = ndtri((np.arange(graph.nodes) + 0.5) / graph.nodes)
     low, high = 0.0, 5.0
-    for _ in range(60):
+    for _ in range(40):
         deviation = (low + high) / 2
         degrees = np.exp(deviation * (normal - normal[-1])) * graph.max_degree
         low, high = (deviation, high) if degrees.sum() > graph.edges else (low, deviation)
@@ -103,4 +105,4 @@ def _log_normal_degrees(graph: PublishedGraph) -> np.ndarray:
     # Rounding down lost less than one entry a row; the smallest rows but the hub take them up again.
     lost = graph.edges - int(whole.sum())
     whole[:lost] += 1
-    return whole
+    return np.asarray(whole)

@@ -66,9 +66,9 @@ EXAMPLES = "rmat:20:16, pl:200000:15:2.2, road:1000, community:23000:312, like:a
 def generate(text: str, seed: int = 0) -> Adjacency:
     """The graph that a text describes.
 
-    ``rmat:SCALE[:EDGE_FACTOR]``, ``pl:NODES:AVERAGE_DEGREE[:EXPONENT[:MAX_DEGREE]]``, ``road:SIDE[:REMOVED]``,
-    ``community:NODES:AVERAGE_DEGREE[:COMMUNITIES[:DEVIATION[:INSIDE]]]``, ``like:NAME`` for a stand-in of a published
-    graph, a name of :data:`NAMED`, or the path of an ``.npz`` file.
+    ``rmat:SCALE[:EDGE_FACTOR]``, ``pl:NODES:AVERAGE_DEGREE[:EXPONENT[:MAX_DEGREE]]``,
+    ``road:SIDE[:REMOVED]``, ``community:NODES:AVERAGE_DEGREE[:COMMUNITIES[:DEVIATION[:INSIDE]]]``,
+    ``like:NAME`` for a stand-in of a published graph, a name of :data:`NAMED`, or the path of an ``.npz``.
 
     Raises:
         ValueError: the text is none of these, or a number is wrong; the message says which.
@@ -86,7 +86,7 @@ def generate(text: str, seed: int = 0) -> Adjacency:
     if name not in FAMILIES:
         known = [*NAMED, *FAMILIES, "like"]
         nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+        hint = f"; did you mean {nearest[0]!r}?" if nearest else "."
         raise ValueError(
             f"no graph {text!r}{hint} Write for example {EXAMPLES}, {', '.join(NAMED)}, or a file.npz"
         )
@@ -103,7 +103,7 @@ def generate(text: str, seed: int = 0) -> Adjacency:
 
 def _number(word: str, label: str, kind: type, text: str) -> int | float:
     try:
-        number = kind(word)
+        number: int | float = kind(word)
     except ValueError:
         raise ValueError(
             f"{text!r}: {label} must be {'an integer' if kind is int else 'a number'}, not {word!r}"

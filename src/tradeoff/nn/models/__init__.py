@@ -9,9 +9,10 @@ import importlib
 
 from torch import nn
 
+from tradeoff.core.errors import TradeoffError
 from tradeoff.nn.models.weights import ArchMismatch, load_weights, save_weights
 
-__all__ = ["ARCHITECTURES", "ArchMismatch", "build", "load_weights", "save_weights"]
+__all__ = ["ARCHITECTURES", "ArchMismatch", "InvalidArch", "build", "load_weights", "save_weights"]
 
 ARCHITECTURES: dict[str, tuple[str, str]] = {
     "resnet18": ("resnet", "ResNet18"),
@@ -24,6 +25,11 @@ ARCHITECTURES: dict[str, tuple[str, str]] = {
     "pair_cnn": ("small", "PairCNN"),
 }
 """Architecture name -> (module of this package, class)."""
+
+
+class InvalidArch(TradeoffError, ValueError):
+    """No architecture has this name, or it cannot be built for these classes or this input."""
+
 
 SMALLEST_INPUT = 8
 """Pixels of the shorter side below which no architecture is built."""
@@ -38,19 +44,19 @@ def build(arch: str, num_classes: int, input_shape: tuple[int, int, int]) -> nn.
         input_shape: ``(channels, height, width)`` of one image, at least 8 pixels each way.
 
     Raises:
-        ValueError: an unknown architecture (the message names the nearest), too few classes or a bad shape.
+        InvalidArch: an unknown architecture (the message names the nearest), too few classes or a bad shape.
     """
     if arch not in ARCHITECTURES:
         nearest = difflib.get_close_matches(arch.lower().replace("-", "_"), ARCHITECTURES, n=1, cutoff=0.0)
-        raise ValueError(
+        raise InvalidArch(
             f"unknown architecture {arch!r}; did you mean {nearest[0]!r}? "
             f"There are: {', '.join(ARCHITECTURES)}"
         )
     if num_classes < 2:
-        raise ValueError(f"num_classes is {num_classes}; a classifier needs at least 2")
+        raise InvalidArch(f"num_classes is {num_classes}; a classifier needs at least 2")
     shape = tuple(input_shape)
     if len(shape) != 3 or shape[0] < 1 or min(shape[1:]) < SMALLEST_INPUT:
-        raise ValueError(
+        raise InvalidArch(
             f"input_shape is {shape}; expected (channels, height, width), "
             f"at least {SMALLEST_INPUT} pixels each way"
         )

@@ -13,6 +13,7 @@ from .replacement import (
     relu_count,
     relu_table,
     replace_relus,
+    restore,
     set_positions,
 )
 from .site import ReplaceableReLU, ReplacementConfig
@@ -38,6 +39,7 @@ __all__ = [
     "relu_count",
     "relu_table",
     "replace_relus",
+    "restore",
     "save_compressed",
     "set_positions",
 ]

@@ -29,27 +29,33 @@ def compress(
     epochs: Annotated[int, typer.Option(min=1, help="Epochs in which positions are chosen.")] = 20,
     finetuning: Annotated[int, typer.Option(min=1, help="Epochs after that.")] = 5,
     batch_size: Annotated[int, typer.Option(min=1, help="Images a step.")] = 128,
-    learning_rate: Annotated[float, typer.Option(min=1e-9, help="Of Adam, falling by cosine.")] = 0.001,
-    penalty: Annotated[float, typer.Option(min=0, help="Weight of the budget; larger is faster.")] = 40.0,
+    learning_rate: Annotated[
+        float, typer.Option(min=1e-9, max=100, help="Of Adam, falling by cosine.")
+    ] = 0.001,
+    penalty: Annotated[
+        float, typer.Option(min=0, max=1e9, help="Weight of the budget; larger is faster.")
+    ] = 40.0,
     degree: Annotated[int, typer.Option(min=1, max=4, help="Of the polynomials.")] = 2,
     augment: Annotated[bool, typer.Option("--augment", help="Random crops and mirror images.")] = False,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    device: Annotated[str, typer.Option(help="A torch device.")] = "cpu",
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of everything random.")] = 0,
+    device: Annotated[str, typer.Option(help="A torch device; auto takes an accelerator if any.")] = "cpu",
 ) -> None:
     """Compress a trained network; the same command goes on where it was interrupted.
 
     The folder gets the network (model.safetensors, config.json), its plan (plan.safetensors) and a program
     for `tradeoff two-party serve` (program; its subfolder public is for the data owner and the dealer).
     """
+    from tradeoff.core.context import usable_device
     from tradeoff.data.images import load
     from tradeoff.methods.private_inference.autorep import AutoReP, ReplacementConfig
     from tradeoff.nn.fit import FitConfig, evaluate
     from tradeoff.nn.models import build, load_weights
 
+    place = usable_device(device)
     images = load(data)
     network = build(arch, images.num_classes, images.input_shape)
     load_weights(network, model)
-    network.to(device).eval()
+    network.to(place).eval()
     first = FitConfig(
         epochs=epochs,
         batch_size=batch_size,
@@ -69,15 +75,19 @@ def compress(
         calib_iters=min(500, max(1, steps // 3)),
     )
     method = AutoReP(network, budget, images.input_shape, config, penalty=penalty, seed=seed)
-    method.fit(
-        images.train,
-        images.validation,
-        first,
-        first.model_copy(update={"epochs": finetuning, "learning_rate": learning_rate / 2}),
-        score_learning_rate=score_learning_rate,
-        checkpoint=out / "checkpoint",
-        callbacks=[_progress()],
-    )
+    try:
+        method.fit(
+            images.train,
+            images.validation,
+            first,
+            first.model_copy(update={"epochs": finetuning, "learning_rate": learning_rate / 2}),
+            score_learning_rate=score_learning_rate,
+            checkpoint=out / "checkpoint",
+            callbacks=[_progress()],
+        )
+    except KeyboardInterrupt:
+        typer.echo(f"stopped; the same command goes on from {out / 'checkpoint'}", err=True)
+        raise typer.Exit(130) from None
     compressed = method.finalize()
     before, after = evaluate(network, images.test), evaluate(compressed, images.test)
     _write(out, compressed, arch, images)

@@ -111,6 +111,25 @@ def project(model: nn.Module, budget: int) -> int:
     return excess
 
 
+def restore(model: nn.Module, budget: int) -> int:
+    """Bring dropped ReLUs of largest score back while fewer than ``budget`` are kept; return how many.
+
+    Momentum carries scores past the budget, where no penalty pushes them any more. A position that comes back
+    counts as one that never changed.
+    """
+    found = list(sites(model).values())
+    kept = torch.cat([site.mask.flatten() for site in found])
+    missing = min(budget, kept.numel()) - int(kept.sum())
+    if missing <= 0:
+        return 0
+    scores = torch.cat([site.gate.scores.detach().flatten() for site in found])
+    back = top_k(scores.masked_fill(kept, -torch.inf), missing)
+    for site, mask in zip(found, torch.split(back, [site.mask.numel() for site in found]), strict=True):
+        site.flips -= int(mask.sum())
+        site.mask.logical_or_(mask.reshape(site.mask.shape))
+    return missing
+
+
 def freeze(model: nn.Module) -> None:
     """Keep all choices as they are from now on."""
     for site in sites(model).values():

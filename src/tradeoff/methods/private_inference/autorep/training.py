@@ -26,6 +26,7 @@ from .replacement import (
     relu_count,
     relu_table,
     replace_relus,
+    restore,
     set_positions,
     sites,
     total_count,
@@ -40,8 +41,8 @@ class AutoReP:
 
         cross-entropy + distillation + penalty * max(0, kept / total - budget / total),
 
-    then what is still above the budget is dropped (smallest scores first), and *finetuning* goes on with the
-    positions fixed.
+    then what is still above the budget is dropped (smallest scores first), or what it leaves unused comes
+    back (largest scores first), and *finetuning* goes on with the positions fixed.
 
     Args:
         model: trained, with ReLUs; it is left as it is.
@@ -59,10 +60,13 @@ class AutoReP:
         NoReLUSites: the model has no ReLU.
 
     Example:
-        >>> method = AutoReP(network, budget=400, input_shape=(1, 8, 16))  # doctest: +SKIP
-        >>> replacement = FitConfig(epochs=20, optimizer="adam", learning_rate=0.001)  # doctest: +SKIP
-        >>> method.fit(data.train, data.validation, replacement)  # doctest: +SKIP
-        >>> compressed = method.finalize()  # doctest: +SKIP
+        >>> network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2))
+        >>> data = torch.utils.data.TensorDataset(torch.randn(64, 1, 4, 4), torch.arange(64) % 2)
+        >>> method = AutoReP(network, budget=4, input_shape=(1, 4, 4), penalty=1000.0)
+        >>> replacement = FitConfig(epochs=8, batch_size=8, optimizer="adam", learning_rate=0.001)
+        >>> history = method.fit(data, None, replacement, replacement, score_learning_rate=0.1)
+        >>> relu_count(method.finalize(), (1, 4, 4)) <= 4
+        True
     """
 
     def __init__(
@@ -113,8 +117,8 @@ class AutoReP:
             train: training split.
             validation: chooses among the ends of epochs that meet the budget; None keeps the last.
             replacement: of the first phase (paper: Adam, 0.001 to 1e-5 by cosine, 200 epochs of batch 128).
-            finetuning: of the second; by default one epoch at a tenth of the learning rate if ReLUs had to be
-                dropped after the first, else none.
+            finetuning: of the second; by default one epoch at a tenth of the learning rate if ReLUs were
+                dropped or came back after the first, else none.
             score_learning_rate: constant rate of the scores; by default that of ``replacement``. Runs of few
                 steps need 5 to 20 times more, since a score has to fall from 0.5 on average.
             checkpoint: folder to resume from and to write to.
@@ -143,8 +147,8 @@ class AutoReP:
                 checkpoint and checkpoint / "replacement.safetensors",
                 score_learning_rate,
             )
-            dropped = self.project()
-            if finetuning is None and dropped:
+            changed = self.project() or restore(self.network, self.budget)
+            if finetuning is None and changed:
                 finetuning = _one_epoch_more(replacement)
         elif finetuning is None:
             finetuning = replacement

@@ -1,6 +1,8 @@
-"""What an inference cost, operator by operator: counted by the transport, timed here.
+"""What an inference among parties cost, operator by operator: counted by the transport, timed here.
 
-``compute`` is the time of an operator less its waiting for messages; sums over operators are the totals.
+An engine runs every operator inside a scope of the operator's name (:meth:`Endpoint.scope`), marks its
+rounds and measures it with a :class:`Clock`; :func:`measured_row` puts the three together. ``compute`` is the
+time of an operator less its waiting for messages; sums over operators are the totals.
 """
 
 from __future__ import annotations
@@ -10,12 +12,12 @@ import io
 import json
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from tradeoff.engines.transport import Stats
+from tradeoff.engines.transport.accounting import OFFLINE, ONLINE, Stats, Traffic
 
 
 class Clock:
@@ -40,8 +42,8 @@ class Row:
 
     Attributes:
         rounds: of the online phase.
-        sent, received: bytes to and from the other computing party.
-        offline: bytes of corrections from the dealer (party 1).
+        sent, received: bytes to and from the other computing parties.
+        offline: bytes from the dealer.
         compute, wait, total: seconds; ``wait_offline`` is the part of ``wait`` spent on the dealer.
     """
 
@@ -70,7 +72,7 @@ class Report:
     Attributes:
         rows: operators in order, without the setup.
         setup: what is done once a session: common seed, masked weights.
-        party: 0 (model owner) or 1 (data owner).
+        party: whose point of view this is.
         header_bytes: frame headers that this party sent and received, not in the rows.
         link: name of the emulated link, and ``emulator``: how it was emulated.
         secure: False if the offline phase was the insecure one of tests.
@@ -212,12 +214,30 @@ def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
     return "  ".join(parts).rstrip()
 
 
-def measured_row(stats: Stats, seconds: dict[str, float], operator: str, kind: str, party: int) -> Row:
-    """The row of one operator from what the transport counted in its scope."""
-    peer = 1 - party
-    online = stats.total(peer=peer, phase="online", scope=operator)
-    waited_offline = stats.total(phase="offline", scope=operator).wait_seconds
-    offline = stats.total(peer=2, phase="offline", scope=operator).payload_received
+def measured_row(
+    stats: Stats,
+    seconds: dict[str, float],
+    operator: str,
+    kind: str,
+    *,
+    peers: Collection[int],
+    dealer: int | None = None,
+) -> Row:
+    """The row of one operator from what the transport counted in its scope.
+
+    Args:
+        stats: of one inference: the difference of two snapshots.
+        seconds: of the :class:`Clock`.
+        peers: the other computing parties.
+        dealer: who sends offline material, if anybody does.
+    """
+    online = Traffic()
+    for peer in peers:
+        online += stats.total(peer=peer, phase=ONLINE, scope=operator)
+    waited_offline = stats.total(phase=OFFLINE, scope=operator).wait_seconds
+    offline = 0
+    if dealer is not None:
+        offline = stats.total(peer=dealer, phase=OFFLINE, scope=operator).payload_received
     total = seconds.get(operator, 0.0)
     wait = online.wait_seconds + waited_offline
     return Row(

@@ -1,0 +1,44 @@
+// Arrays as kernels of sparse matrices take them: contiguous, on the CPU, of exactly this type.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <stdexcept>
+
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+
+#include "parallel.h"
+
+namespace tradeoff {
+
+template <class T>
+using Array1 = nanobind::ndarray<const T, nanobind::ndim<1>, nanobind::c_contig, nanobind::device::cpu>;
+template <class T>
+using Array2 = nanobind::ndarray<const T, nanobind::ndim<2>, nanobind::c_contig, nanobind::device::cpu>;
+template <class T>
+using Out1 = nanobind::ndarray<T, nanobind::ndim<1>, nanobind::c_contig, nanobind::device::cpu>;
+template <class T>
+using Out2 = nanobind::ndarray<T, nanobind::ndim<2>, nanobind::c_contig, nanobind::device::cpu>;
+template <class T>
+using Maybe1 = std::optional<Array1<T>>;
+
+template <class T>
+const T *pointer(const Maybe1<T> &array) {
+    return array ? array->data() : nullptr;
+}
+
+inline void require(bool condition, const char *what) {
+    if (!condition) throw std::invalid_argument(what);
+}
+
+// The row pointers, columns and weights fit together, and their last entry is where columns end.
+template <class Column, class T>
+void require_matrix(const Array1<int64_t> &indptr, const Array1<Column> &indices, const Maybe1<T> &values) {
+    require(indptr.size() >= 1, "indptr is empty");
+    require(uint64_t(indptr.data()[indptr.size() - 1]) == indices.size(), "indptr does not end where indices end");
+    require(!values || values->size() == indices.size(), "values and indices have different sizes");
+}
+
+}  // namespace tradeoff

@@ -1,0 +1,447 @@
+"""The raw operators as PyTorch operators (``torch.ops.tradeoff_kernels``): gradients, shapes for compilers.
+
+Each forwards to the module of its backend (see :mod:`reference` for what it computes) and counts what it
+did. Graphs come as their tensors, so that ``torch.compile`` traces through; users call :mod:`functional`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.library import custom_op
+
+from tradeoff.engines.kernels import backends, costs
+from tradeoff.engines.kernels.reference import column_dtype, index_dtype
+
+# custom_op reads the annotations of its function for the schema, so they are written out as it knows them.
+
+
+def _accumulator(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which sums of features of ``dtype`` are taken."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+@custom_op("tradeoff_kernels::transpose", mutates_args=())
+def transpose(indptr: Tensor, indices: Tensor, num_columns: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Row pointers, columns and ``perm`` of the transpose."""
+    module, _ = backends.raw("auto", indptr)
+    result: tuple[Tensor, Tensor, Tensor] = module.transpose(indptr, indices, num_columns)
+    return result
+
+
+@transpose.register_fake
+def _(indptr: Tensor, indices: Tensor, num_columns: int) -> tuple[Tensor, Tensor, Tensor]:
+    columns = indices.new_empty(indices.shape, dtype=column_dtype(indptr.shape[0] - 1))
+    return indptr.new_empty(num_columns + 1), columns, indptr.new_empty(indices.shape[0])
+
+
+@custom_op("tradeoff_kernels::order_entries", mutates_args=())
+def order_entries(row: Tensor, column: Tensor, num_rows: int, num_columns: int) -> Tensor:
+    """The order that sorts entries by row and column."""
+    module, _ = backends.raw("auto", row)
+    order: Tensor = module.order_entries(row, column, num_rows, num_columns)
+    return order
+
+
+@order_entries.register_fake
+def _(row: Tensor, column: Tensor, num_rows: int, num_columns: int) -> Tensor:
+    return torch.empty_like(row)
+
+
+@custom_op("tradeoff_kernels::spmm", mutates_args=())
+def spmm(
+    indptr: Tensor,
+    indices: Tensor,
+    values: Tensor | None,
+    x: Tensor,
+    indptr_t: Tensor | None,
+    indices_t: Tensor | None,
+    perm: Tensor | None,
+    values_t: Tensor | None,
+    backend: str,
+) -> Tensor:
+    """A X. The transpose is for the gradient of x; ``values_t`` spares permuting constant weights."""
+    module, name = backends.raw(backend, x)
+    y: Tensor = module.spmm(indptr, indices, values, x)
+    costs.spmm("spmm", backends.kernel_name(name, "rows"), indptr, indices, values, x)
+    return y
+
+
+@spmm.register_fake
+def _(
+    indptr: Tensor,
+    indices: Tensor,
+    values: Tensor | None,
+    x: Tensor,
+    indptr_t: Tensor | None,
+    indices_t: Tensor | None,
+    perm: Tensor | None,
+    values_t: Tensor | None,
+    backend: str,
+) -> Tensor:
+    return x.new_empty(indptr.shape[0] - 1, x.shape[1])
+
+
+def _spmm_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.backend = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _spmm_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    indptr, indices, values, x, indptr_t, indices_t, perm, values_t = ctx.saved_tensors
+    grad = grad.contiguous()
+    for_values = for_x = None
+    if ctx.needs_input_grad[2]:
+        for_values = sddmm(indptr, indices, grad, x, indptr_t, indices_t, perm, ctx.backend)
+    if ctx.needs_input_grad[3]:
+        # dX = A^T dY. Second derivatives with respect to the weights need them permuted within the graph.
+        if values is not None and (values_t is None or values.requires_grad):
+            values_t = values[perm]
+        back = inverse(perm) if torch.is_grad_enabled() else None
+        for_x = spmm(indptr_t, indices_t, values_t, grad, indptr, indices, back, values, ctx.backend)
+    return None, None, for_values, for_x, None, None, None, None, None
+
+
+spmm.register_autograd(_spmm_backward, setup_context=_spmm_setup)
+
+
+@custom_op("tradeoff_kernels::spmm_out", mutates_args=("out",))
+def spmm_out(
+    indptr: Tensor, indices: Tensor, values: Tensor | None, x: Tensor, out: Tensor, backend: str
+) -> None:
+    """A X into ``out``, without a gradient."""
+    module, name = backends.raw(backend, x)
+    module.spmm(indptr, indices, values, x, out)
+    costs.spmm("spmm", backends.kernel_name(name, "rows"), indptr, indices, values, x)
+
+
+@spmm_out.register_fake
+def _(indptr: Tensor, indices: Tensor, values: Tensor | None, x: Tensor, out: Tensor, backend: str) -> None:
+    return None
+
+
+@custom_op("tradeoff_kernels::sddmm", mutates_args=())
+def sddmm(
+    indptr: Tensor,
+    indices: Tensor,
+    y: Tensor,
+    x: Tensor,
+    indptr_t: Tensor | None,
+    indices_t: Tensor | None,
+    perm: Tensor | None,
+    backend: str,
+) -> Tensor:
+    """Inner products of rows of Y and X at the entries of A; the transpose is for the gradient of x."""
+    module, name = backends.raw(backend, x)
+    dots: Tensor = module.sddmm(indptr, indices, y, x)
+    costs.sddmm(backends.kernel_name(name), indptr, indices, y, x)
+    return dots
+
+
+@sddmm.register_fake
+def _(
+    indptr: Tensor,
+    indices: Tensor,
+    y: Tensor,
+    x: Tensor,
+    indptr_t: Tensor | None,
+    indices_t: Tensor | None,
+    perm: Tensor | None,
+    backend: str,
+) -> Tensor:
+    return x.new_empty(indices.shape[0], dtype=_accumulator(x.dtype))
+
+
+def _sddmm_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.backend = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _sddmm_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    indptr, indices, y, x, indptr_t, indices_t, perm = ctx.saved_tensors
+    grad = grad.contiguous()
+    for_y = for_x = None
+    if ctx.needs_input_grad[2]:
+        for_y = spmm(indptr, indices, grad, x, indptr_t, indices_t, perm, None, ctx.backend)
+    if ctx.needs_input_grad[3]:
+        back = inverse(perm) if torch.is_grad_enabled() else None
+        for_x = spmm(indptr_t, indices_t, grad[perm], y, indptr, indices, back, None, ctx.backend)
+    return None, None, for_y, for_x, None, None, None, None
+
+
+sddmm.register_autograd(_sddmm_backward, setup_context=_sddmm_setup)
+
+
+def inverse(perm: Tensor) -> Tensor:
+    """The inverse of a permutation."""
+    back = torch.empty_like(perm)
+    back[perm] = torch.arange(perm.shape[0], device=perm.device)
+    return back
+
+
+@custom_op("tradeoff_kernels::maxk_select", mutates_args=())
+def maxk_select(
+    x: Tensor, k: int, clip: bool, nan_policy: str, backend: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Values, columns and counts (empty unless clipped) of the k largest of each row."""
+    module, name = backends.raw(backend, x)
+    result: tuple[Tensor, Tensor, Tensor] = module.maxk_select(x, k, clip, nan_policy)
+    costs.maxk_select(backends.kernel_name(name), x, *result)
+    return result
+
+
+@maxk_select.register_fake
+def _(x: Tensor, k: int, clip: bool, nan_policy: str, backend: str) -> tuple[Tensor, Tensor, Tensor]:
+    rows, columns = x.shape
+    index = x.new_empty((rows, k), dtype=index_dtype(columns))
+    return x.new_empty((rows, k)), index, x.new_empty(rows if clip else 0, dtype=torch.int32)
+
+
+def _maxk_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    ctx.num_columns = inputs[0].shape[1]
+    ctx.clip, ctx.backend = inputs[2], inputs[4]
+    _, index, count = output
+    ctx.mark_non_differentiable(index, count)
+    ctx.save_for_backward(index, count)
+
+
+def _maxk_backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
+    index, count = ctx.saved_tensors
+    for_x = cbsr_dense(grad.contiguous(), index, count if ctx.clip else None, ctx.num_columns, ctx.backend)
+    return for_x, None, None, None, None
+
+
+maxk_select.register_autograd(_maxk_backward, setup_context=_maxk_setup)
+
+
+@custom_op("tradeoff_kernels::cbsr_dense", mutates_args=())
+def cbsr_dense(
+    features: Tensor, index: Tensor, count: Tensor | None, num_columns: int, backend: str
+) -> Tensor:
+    """The dense form of a compressed matrix."""
+    module, name = backends.raw(backend, features)
+    dense: Tensor = module.cbsr_dense(features, index, count, num_columns)
+    costs.cbsr_dense(backends.kernel_name(name), features, index, dense)
+    return dense
+
+
+@cbsr_dense.register_fake
+def _(features: Tensor, index: Tensor, count: Tensor | None, num_columns: int, backend: str) -> Tensor:
+    return features.new_empty(features.shape[0], num_columns)
+
+
+def _cbsr_dense_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, index, count, _, ctx.backend = inputs
+    ctx.save_for_backward(index, count)
+
+
+def _cbsr_dense_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    return cbsr_gather(grad.contiguous(), *ctx.saved_tensors, ctx.backend), None, None, None, None
+
+
+cbsr_dense.register_autograd(_cbsr_dense_backward, setup_context=_cbsr_dense_setup)
+
+
+@custom_op("tradeoff_kernels::cbsr_gather", mutates_args=())
+def cbsr_gather(dense: Tensor, index: Tensor, count: Tensor | None, backend: str) -> Tensor:
+    """A dense matrix at the columns of a compressed one."""
+    module, name = backends.raw(backend, dense)
+    features: Tensor = module.cbsr_gather(dense, index, count)
+    costs.cbsr_gather(backends.kernel_name(name), features, index)
+    return features
+
+
+@cbsr_gather.register_fake
+def _(dense: Tensor, index: Tensor, count: Tensor | None, backend: str) -> Tensor:
+    return dense.new_empty(index.shape)
+
+
+def _cbsr_gather_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    dense, index, count, ctx.backend = inputs
+    ctx.num_columns = dense.shape[1]
+    ctx.save_for_backward(index, count)
+
+
+def _cbsr_gather_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    return cbsr_dense(grad.contiguous(), *ctx.saved_tensors, ctx.num_columns, ctx.backend), None, None, None
+
+
+cbsr_gather.register_autograd(_cbsr_gather_backward, setup_context=_cbsr_gather_setup)
+
+
+@custom_op("tradeoff_kernels::cbsr_spmm", mutates_args=())
+def cbsr_spmm(
+    indptr: Tensor,
+    indices: Tensor,
+    values: Tensor | None,
+    features: Tensor,
+    index: Tensor,
+    count: Tensor | None,
+    num_columns: int,
+    column_offsets: Tensor | None,
+    deterministic: bool,
+    backend: str,
+) -> Tensor:
+    """A times a compressed matrix; ``column_offsets`` are for the gradient."""
+    module, name = backends.raw(backend, features)
+    y: Tensor = module.cbsr_spmm(indptr, indices, values, features, index, count, num_columns, deterministic)
+    costs.cbsr_spmm(backends.kernel_name(name, "rows"), indices, values, features, index, y)
+    return y
+
+
+@cbsr_spmm.register_fake
+def _(
+    indptr: Tensor,
+    indices: Tensor,
+    values: Tensor | None,
+    features: Tensor,
+    index: Tensor,
+    count: Tensor | None,
+    num_columns: int,
+    column_offsets: Tensor | None,
+    deterministic: bool,
+    backend: str,
+) -> Tensor:
+    return features.new_empty(indptr.shape[0] - 1, num_columns)
+
+
+def _cbsr_spmm_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    indptr, indices, values, features, index, count, _, offsets, ctx.deterministic, ctx.backend = inputs
+    kept = features if ctx.needs_input_grad[2] else None  # the gradient of the features does not read them
+    ctx.save_for_backward(indptr, indices, values, kept, index, count, offsets)
+
+
+def _cbsr_spmm_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    indptr, indices, values, features, index, count, offsets = ctx.saved_tensors
+    grad = grad.contiguous()
+    for_values = for_features = None
+    if ctx.needs_input_grad[2]:
+        for_values = cbsr_edge_dots(indptr, indices, grad, features, index, count, offsets, ctx.backend)
+    if ctx.needs_input_grad[3]:
+        for_features = cbsr_sddmm(
+            indptr, indices, values, grad, index, count, offsets, ctx.deterministic, ctx.backend
+        )
+    return None, None, for_values, for_features, None, None, None, None, None, None
+
+
+cbsr_spmm.register_autograd(_cbsr_spmm_backward, setup_context=_cbsr_spmm_setup)
+
+
+@custom_op("tradeoff_kernels::cbsr_sddmm", mutates_args=())
+def cbsr_sddmm(
+    indptr: Tensor,
+    indices: Tensor,
+    values: Tensor | None,
+    grad: Tensor,
+    index: Tensor,
+    count: Tensor | None,
+    column_offsets: Tensor | None,
+    deterministic: bool,
+    backend: str,
+) -> Tensor:
+    """A transposed times a dense matrix, at the columns of a compressed one."""
+    module, name = backends.raw(backend, grad)
+    features: Tensor = module.cbsr_sddmm(
+        indptr, indices, values, grad, index, count, column_offsets, deterministic
+    )
+    costs.cbsr_sddmm(backends.kernel_name(name, "rows"), indices, values, grad, index)
+    return features
+
+
+@cbsr_sddmm.register_fake
+def _(
+    indptr: Tensor,
+    indices: Tensor,
+    values: Tensor | None,
+    grad: Tensor,
+    index: Tensor,
+    count: Tensor | None,
+    column_offsets: Tensor | None,
+    deterministic: bool,
+    backend: str,
+) -> Tensor:
+    return grad.new_empty(index.shape)
+
+
+def _cbsr_sddmm_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.deterministic, ctx.backend = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _cbsr_sddmm_backward(ctx: Any, grad_features: Tensor) -> tuple[Any, ...]:
+    indptr, indices, values, grad, index, count, offsets = ctx.saved_tensors
+    grad_features = grad_features.contiguous()
+    for_values = for_grad = None
+    if count is not None:
+        grad_features = _zero_beyond(grad_features, count)
+    if ctx.needs_input_grad[2]:
+        for_values = cbsr_edge_dots(indptr, indices, grad, grad_features, index, count, offsets, ctx.backend)
+    if ctx.needs_input_grad[3]:
+        for_grad = cbsr_spmm(
+            *(indptr, indices, values, grad_features, index, count, grad.shape[1], offsets),
+            *(ctx.deterministic, ctx.backend),
+        )
+    return None, None, for_values, for_grad, None, None, None, None, None
+
+
+cbsr_sddmm.register_autograd(_cbsr_sddmm_backward, setup_context=_cbsr_sddmm_setup)
+
+
+@custom_op("tradeoff_kernels::cbsr_edge_dots", mutates_args=())
+def cbsr_edge_dots(
+    indptr: Tensor,
+    indices: Tensor,
+    grad: Tensor,
+    features: Tensor,
+    index: Tensor,
+    count: Tensor | None,
+    column_offsets: Tensor | None,
+    backend: str,
+) -> Tensor:
+    """Inner products of rows of a dense and a compressed matrix at the entries of A."""
+    module, name = backends.raw(backend, grad)
+    dots: Tensor = module.cbsr_edge_dots(indptr, indices, grad, features, index, count)
+    costs.cbsr_edge_dots(backends.kernel_name(name), indptr, indices, grad, features, index)
+    return dots
+
+
+@cbsr_edge_dots.register_fake
+def _(
+    indptr: Tensor,
+    indices: Tensor,
+    grad: Tensor,
+    features: Tensor,
+    index: Tensor,
+    count: Tensor | None,
+    column_offsets: Tensor | None,
+    backend: str,
+) -> Tensor:
+    return grad.new_empty(indices.shape[0], dtype=_accumulator(grad.dtype))
+
+
+def _edge_dots_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.backend = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _edge_dots_backward(ctx: Any, grad_dots: Tensor) -> tuple[Any, ...]:
+    indptr, indices, grad, features, index, count, offsets = ctx.saved_tensors
+    grad_dots = grad_dots.contiguous()
+    for_grad = for_features = None
+    if ctx.needs_input_grad[2]:
+        for_grad = cbsr_spmm(
+            *(indptr, indices, grad_dots, features, index, count, grad.shape[1], offsets, True, ctx.backend)
+        )
+    if ctx.needs_input_grad[3]:
+        for_features = cbsr_sddmm(indptr, indices, grad_dots, grad, index, count, offsets, True, ctx.backend)
+    return None, None, for_grad, for_features, None, None, None, None
+
+
+cbsr_edge_dots.register_autograd(_edge_dots_backward, setup_context=_edge_dots_setup)
+
+
+def _zero_beyond(features: Tensor, count: Tensor) -> Tensor:
+    valid = torch.arange(features.shape[1], device=features.device)[None] < count[:, None]
+    return torch.where(valid, features, 0)

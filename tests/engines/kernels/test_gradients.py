@@ -1,0 +1,135 @@
+"""First and second derivatives against finite differences; compilation; operators that PyTorch accepts."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
+
+from tradeoff.engines.kernels import Graph, cbsr_sddmm, cbsr_spmm, maxk, sddmm, spmm
+
+
+@pytest.fixture
+def graph(random_graph) -> Graph:
+    """Asymmetric and not square, so that A cannot stand for its transpose."""
+    return random_graph(5, 4, 0.5, 3, dtype=torch.float64)
+
+
+def leaf(tensor: Tensor) -> Tensor:
+    return tensor.clone().requires_grad_()
+
+
+def both(function: Callable[..., Tensor], *inputs: Tensor) -> None:
+    assert gradcheck(function, inputs)
+    assert gradgradcheck(function, inputs)
+
+
+def test_spmm(backend, graph, features) -> None:
+    x, weights = leaf(features(4, 3, seed=1, dtype=torch.float64)), leaf(graph.values)
+    both(lambda x, w: spmm(graph.with_values(w), x, backend=backend), x, weights)
+
+
+def test_spmm_of_constant_weights(backend, graph, features) -> None:
+    x = leaf(features(4, 3, seed=1, dtype=torch.float64))
+    both(lambda x: spmm(graph, x, backend=backend), x)
+    both(lambda x: spmm(graph.with_values(None), x, backend=backend), x)
+
+
+@pytest.mark.parametrize("clip", [False, True])
+def test_maxk_and_compressed_product(backend, graph, features, clip) -> None:
+    x, weights = leaf(features(4, 6, seed=1, dtype=torch.float64)), leaf(graph.values)
+    both(lambda x: maxk(x, 3, clip=clip, backend=backend).to_dense(backend=backend), x)
+
+    def function(x: Tensor, w: Tensor) -> Tensor:
+        return cbsr_spmm(graph.with_values(w), maxk(x, 3, clip=clip, backend=backend), backend=backend)
+
+    both(function, x, weights)
+
+
+def test_padded_rows_get_no_gradient_beyond_their_count(backend, graph) -> None:
+    k = 4
+    x = torch.tensor(
+        [[-1.0, -2, -3, -4, -5], [1, -2, -3, -4, -5], [1, 2, 3, -4, -5], [1, 2, 3, 4, 5]], dtype=torch.float64
+    )
+    h = maxk(x, k, clip=True, backend=backend)
+    assert h.count.tolist() == [0, 1, k - 1, k]
+    both(lambda v: cbsr_spmm(graph, h.with_values(v * (v != 0)), backend=backend), leaf(h.values))
+    values = leaf(h.values)
+    cbsr_spmm(graph, h.with_values(values), backend=backend).sum().backward()
+    beyond = torch.arange(k)[None] >= h.count[:, None]
+    assert bool((values.grad[beyond] == 0).all())
+    assert bool((values.grad[~beyond] != 0).any())
+
+
+def test_cbsr_sddmm(backend, graph, features) -> None:
+    grad, weights = leaf(features(5, 6, seed=1, dtype=torch.float64)), leaf(graph.values)
+    for clip in (False, True):
+        pattern = maxk(features(4, 6, seed=2), 4, clip=clip)
+        both(lambda g, w, h=pattern: cbsr_sddmm(graph.with_values(w), g, h, backend=backend), grad, weights)
+
+
+def test_sddmm(backend, graph, features) -> None:
+    y, x = (leaf(features(rows, 6, seed=rows, dtype=torch.float64)) for rows in (5, 4))
+    both(lambda y, x: sddmm(graph, y, x, backend=backend), y, x)
+    both(lambda y, x: sddmm(graph, y, maxk(x, 3), backend=backend), y, x)
+
+
+def test_a_transpose_confused_with_its_graph_would_fail(features) -> None:
+    square = Graph.from_coo([0, 1], [1, 2], torch.tensor([2.0, 3.0]), (3, 3))
+    x = leaf(features(3, 2, seed=1))
+    spmm(square, x).backward(features(3, 2, seed=2))
+    grad = features(3, 2, seed=2)
+    assert torch.allclose(x.grad, square.to_dense().T @ grad)
+    assert not torch.allclose(x.grad, square.to_dense() @ grad)
+
+
+def test_the_transpose_follows_weights_that_learn(features) -> None:
+    graph = Graph.from_coo([0, 0, 1], [0, 1, 0], shape=(2, 2))
+    weights = leaf(torch.tensor([1.0, 2.0, 3.0]))
+    learned = graph.with_values(weights)
+    for _ in range(2):
+        x = leaf(features(2, 3, seed=1))
+        spmm(learned, x).sum().backward()
+        assert torch.allclose(x.grad, learned.to_dense().detach().T @ torch.ones(2, 3))
+        with torch.no_grad():
+            weights.mul_(2)
+
+
+def test_compiled_models_have_no_graph_break(graph, features) -> None:
+    single = graph.to(dtype=torch.float32)
+
+    def model(x: Tensor) -> Tensor:
+        return spmm(single, x).sum() + cbsr_spmm(single, maxk(x * 2, 3)).square().sum()
+
+    x, same = leaf(features(4, 6, seed=1)), leaf(features(4, 6, seed=1))
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    compiled(x).backward()
+    model(same).backward()
+    assert torch.allclose(x.grad, same.grad)
+
+
+def test_operators_pass_the_checks_of_pytorch(graph, features) -> None:
+    operators = torch.ops.tradeoff_kernels
+    structure, perm = graph.structure.transposed()
+    base, back = (graph.indptr, graph.indices), (structure.indptr, structure.indices, perm)
+    weights, x = leaf(graph.values), leaf(features(4, 6, seed=1, dtype=torch.float64))
+    y = leaf(features(5, 6, seed=2, dtype=torch.float64))
+    h = maxk(x.detach(), 3)
+    v, offsets = leaf(h.values), graph.structure.column_offsets
+    calls = {
+        operators.spmm: (*base, weights, x, *back, None, "auto"),
+        operators.spmm_out: (*base, graph.values, x.detach(), torch.empty_like(y), "auto"),
+        operators.sddmm: (*base, y, x, *back, "auto"),
+        operators.maxk_select: (x, 3, False, "raise", "auto"),
+        operators.cbsr_dense: (v, h.index, None, 6, "auto"),
+        operators.cbsr_gather: (x, h.index, None, "auto"),
+        operators.cbsr_spmm: (*base, weights, v, h.index, None, 6, offsets, False, "auto"),
+        operators.cbsr_sddmm: (*base, weights, y, h.index, None, offsets, False, "auto"),
+        operators.cbsr_edge_dots: (*base, y, v, h.index, None, offsets, "auto"),
+        operators.transpose: (*base, 4),
+        operators.order_entries: (torch.tensor([1, 0]), torch.tensor([0, 1]), 2, 2),
+    }
+    tests = ("test_schema", "test_autograd_registration", "test_faketensor")
+    for operator, arguments in calls.items():
+        torch.library.opcheck(operator, arguments, test_utils=tests)
