@@ -51,10 +51,14 @@ _TABLE = (
     *_rows(
         Direction.HIGHER,
         ("accuracy", "", "fraction of held-out examples classified correctly"),
+        ("auc", "", "area under the receiver operating characteristic on held-out examples"),
+        ("auc_new", "", "the same on held-out pairs of nodes that never met before"),
         ("f1", "", "harmonic mean of precision and recall on held-out examples"),
         ("ndcg", "", "normalized discounted cumulative gain of a ranking, cut at 10"),
         ("success_rate", "", "fraction of tasks solved"),
         ("sparsity", "", "fraction of weights that are zero"),
+        ("training_sparsity", "", "fraction of weights that were inactive, over all optimizer steps"),
+        ("itop_rate", "", "fraction of weights that were active at some time of the training"),
         ("tokens_per_step", "tokens", "tokens accepted per pass through the model"),
     ),
     *_rows(
