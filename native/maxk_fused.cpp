@@ -135,10 +135,10 @@ void for_weight(Matrix<const float> grad, Matrix<const float> values, Matrix<con
 
 void register_maxk_fused(nb::module_ &m) {
     using namespace tradeoff;
-    m.def("cbsr_linear", &forward<uint8_t>);
-    m.def("cbsr_linear", &forward<int16_t>);
-    m.def("cbsr_linear_values", &for_values<uint8_t>);
-    m.def("cbsr_linear_values", &for_values<int16_t>);
-    m.def("cbsr_linear_weight", &for_weight<uint8_t>);
-    m.def("cbsr_linear_weight", &for_weight<int16_t>);
+    m.def("cbsr_linear", &forward<uint8_t>, nb::arg("values").noconvert(), nb::arg("index").noconvert(), nb::arg("weight").noconvert(), nb::arg("add").noconvert(), nb::arg("out").noconvert(), nb::arg("threads"));
+    m.def("cbsr_linear", &forward<int16_t>, nb::arg("values").noconvert(), nb::arg("index").noconvert(), nb::arg("weight").noconvert(), nb::arg("add").noconvert(), nb::arg("out").noconvert(), nb::arg("threads"));
+    m.def("cbsr_linear_values", &for_values<uint8_t>, nb::arg("grad").noconvert(), nb::arg("weight").noconvert(), nb::arg("index").noconvert(), nb::arg("out").noconvert(), nb::arg("threads"));
+    m.def("cbsr_linear_values", &for_values<int16_t>, nb::arg("grad").noconvert(), nb::arg("weight").noconvert(), nb::arg("index").noconvert(), nb::arg("out").noconvert(), nb::arg("threads"));
+    m.def("cbsr_linear_weight", &for_weight<uint8_t>, nb::arg("grad").noconvert(), nb::arg("values").noconvert(), nb::arg("index").noconvert(), nb::arg("out").noconvert(), nb::arg("threads"));
+    m.def("cbsr_linear_weight", &for_weight<int16_t>, nb::arg("grad").noconvert(), nb::arg("values").noconvert(), nb::arg("index").noconvert(), nb::arg("out").noconvert(), nb::arg("threads"));
 }
