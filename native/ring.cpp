@@ -216,7 +216,7 @@ TRADEOFF_AVX512 void micro64_avx512(Index depth, const uint64_t *a, const uint64
     __m512i sum[mr][vectors];
     for (int i = 0; i < mr; ++i)
         for (int j = 0; j < vectors; ++j)  // less the sums of products of pairs of row i of A and of the columns of B
-            sum[i][j] = _mm512_sub_epi64(_mm512_set1_epi64(-static_cast<long long>(a[i])), _mm512_load_si512(b + 8 * j));
+            sum[i][j] = _mm512_sub_epi64(_mm512_set1_epi64(static_cast<long long>(0 - a[i])), _mm512_load_si512(b + 8 * j));
     a += mr;
     b += nr;
     for (Index k = 0; k < depth; k += 2, a += 2 * mr, b += 2 * nr) {

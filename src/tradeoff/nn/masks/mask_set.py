@@ -33,6 +33,8 @@ class MaskSet(Mapping[str, Bool[Tensor, "..."]]):
         MaskError: there is none, or one is not boolean.
 
     Example:
+        >>> from torch import nn
+        >>> from tradeoff.nn.masks import MaskSet, maskable_weights
         >>> model = nn.Linear(64, 10)
         >>> masks = MaskSet.random(maskable_weights(model), density=0.1)
         >>> masks.apply(model)

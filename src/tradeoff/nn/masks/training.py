@@ -60,7 +60,9 @@ class SparseTraining:
         MaskError: the masks do not fit the model.
 
     Example:
-        >>> model = nn.Linear(64, 10)
+        >>> import torch
+        >>> from tradeoff.nn.masks import RigL, SparseTraining
+        >>> model = torch.nn.Linear(64, 10)
         >>> rule = RigL(density=0.1, update_every=10)
         >>> training = SparseTraining.start(model, rule, total_steps=100)
         >>> training.attach(torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9))

@@ -136,10 +136,11 @@ class SparseTrainer:
         InfeasibleDensity: a layer would keep no weight.
         MaskError: the model has no weight to mask.
 
-    Example:
-        >>> rule = RigL(density=0.03, update_every=20, drop=0.5, rescale=True)  # doctest: +SKIP
-        >>> report = SparseTrainer(model, rule).fit(train, validation, epochs=30)  # doctest: +SKIP
-        >>> report.accuracy, report.density, report.train_flops, report.itop_rate  # doctest: +SKIP
+    Example::
+
+        rule = RigL(density=0.03, update_every=20, drop=0.5, rescale=True)
+        report = SparseTrainer(model, rule).fit(train, validation, epochs=30)
+        report.accuracy, report.density, report.train_flops, report.itop_rate
     """
 
     def __init__(

@@ -18,6 +18,7 @@ class MaxK(nn.Module):
         k: values kept in each row.
 
     Example:
+        >>> import torch
         >>> MaxK(2)(torch.tensor([[3.0, -1.0, 2.0, 0.5]]))
         tensor([[3., 0., 2., 0.]])
     """
