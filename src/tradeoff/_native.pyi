@@ -150,3 +150,22 @@ def cbsr_edge_dots(
 ) -> None: ...
 def cbsr_dense(values: _Floats, index: _Places, count: _Counts, dense: _Floats, threads: int) -> None: ...
 def cbsr_gather(dense: _Floats, index: _Places, count: _Counts, values: _Floats, threads: int) -> None: ...
+
+# decoding.cpp
+def skinny_linear(
+    weight: NDArray[float32], x: NDArray[float32], out: NDArray[float32], threads: int
+) -> None: ...
+def swiglu(gate: NDArray[float32], up: NDArray[float32], out: NDArray[float32], threads: int) -> None: ...
+def tree_attention(
+    query: NDArray[float32],
+    keys: NDArray[float32],
+    values: NDArray[float32],
+    rope_query: NDArray[float32] | None,
+    rope_keys: NDArray[float32] | None,
+    offsets: _Offsets,
+    starts: _Offsets | None,
+    paths: _Order | None,
+    out: NDArray[float32],
+    scale: float,
+    threads: int,
+) -> None: ...
