@@ -32,6 +32,7 @@ from tradeoff.nn.decoder.feed_forward import (
     TopP,
 )
 from tradeoff.nn.decoder.kernels import TORCH, Kernels, TorchKernels
+from tradeoff.nn.decoder.loading import from_pretrained, save_pretrained, to_hf
 from tradeoff.nn.decoder.masks import Causal, Mask, Padded, Tree, Visibility
 from tradeoff.nn.decoder.model import Block, Decoder
 
@@ -66,4 +67,7 @@ __all__ = [
     "TorchKernels",
     "Tree",
     "Visibility",
+    "from_pretrained",
+    "save_pretrained",
+    "to_hf",
 ]
