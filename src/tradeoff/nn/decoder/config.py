@@ -225,15 +225,16 @@ class DecoderConfig:
         gated = (self.ffn.activation if isinstance(self.ffn, MoEConfig) else self.ffn) == "swiglu"
         return self.hidden or (-(-self.dim // 3) * 8 if gated else 4 * self.dim)
 
-    def cache_entries(self) -> dict[str, tuple[int | None, int]]:
-        """What a layer caches of a token: name -> (heads, width), heads None for one shared by all."""
+    def cache_entries(self, ranks: int = 1) -> dict[str, tuple[int | None, int]]:
+        """What a layer caches of a token on one of ``ranks``: name -> (heads, width), heads None for one
+        that all heads share.
+        """
         if self.is_latent:
             latents = LATENT_HEADS[self.attention]
-            return {"latents": (latents, self.latent_rank // latents), "rope_key": (None, self.rope_dim or 0)}
-        return {
-            "keys": (self.key_value_heads, self.head_width),
-            "values": (self.key_value_heads, self.head_width),
-        }
+            own = -(-latents // ranks)
+            return {"latents": (own, self.latent_rank // latents), "rope_key": (None, self.rope_dim or 0)}
+        own = -(-self.key_value_heads // ranks)
+        return {"keys": (own, self.head_width), "values": (own, self.head_width)}
 
 
 CHOICES: dict[str, tuple[str, ...]] = {

@@ -1,6 +1,7 @@
 """The decoder-only transformer."""
 
 from dataclasses import replace
+from typing import cast
 
 import torch
 from jaxtyping import Float, Int
@@ -44,6 +45,14 @@ class Block(nn.Module):
         return h + (branch if self.multiplier == 1 else self.multiplier * branch)
 
 
+class TiedHead(UsesKernels):
+    """The output layer whose matrix is the embedding; it owns no weight."""
+
+    def forward(self, hidden: Tensor, weight: Tensor) -> Tensor:
+        """Logits."""
+        return self.kernels.linear(hidden, weight, None)
+
+
 class Decoder(nn.Module):
     """A decoder-only transformer, freshly initialized.
 
@@ -54,6 +63,9 @@ class Decoder(nn.Module):
     Args:
         config: what it consists of.
         generator: draws the weights; None for torch's global one.
+
+    Attributes:
+        ranks: among which :func:`~tradeoff.nn.decoder.parallel.parallelize` shared it.
     """
 
     def __init__(self, config: DecoderConfig, generator: torch.Generator | None = None) -> None:
@@ -64,9 +76,11 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.norm = make_norm(config)
         self.head = None if config.tie_embeddings else Linear(config.dim, config.vocab)
+        self.tied_head = TiedHead()
         self.dropout = nn.Dropout(config.dropout)
         self._rotary = Rotary(config) if config.pos == "rope" else None
         self._kernels: Kernels = TORCH
+        self.ranks = 1
         self.initialize(generator)
 
     @property
@@ -141,13 +155,9 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows vocab"]:
         """Logits of what :meth:`hidden` gave."""
-        out = (
-            self._kernels.linear(hidden, self.embedding.weight, None)
-            if self.head is None
-            else self.head(hidden)
-        )
+        out = self.tied_head(hidden, self.embedding.weight) if self.head is None else self.head(hidden)
         multiplier = self.config.logits_multiplier
-        return out if multiplier == 1 else multiplier * out
+        return cast(Tensor, out) if multiplier == 1 else multiplier * out
 
     def loss(self, ids: Int[Tensor, "batch length"], mask: Mask | None = None) -> Float[Tensor, ""]:
         """Mean cross entropy, in nats, of every token but the first given those before it."""
@@ -161,7 +171,7 @@ class Decoder(nn.Module):
 
     def aux_loss(self) -> Float[Tensor, ""]:
         """Auxiliary losses of the last forward pass in training, added over the layers and then forgotten."""
-        total = self.embedding.weight.new_zeros(())
+        total = torch.zeros((), device=self.embedding.weight.device)
         for layer in self.moe_layers:
             if layer.aux is not None:
                 total = total + layer.aux
@@ -177,7 +187,7 @@ class Decoder(nn.Module):
             self.config.layers,
             batch,
             max_len or self.config.max_len,
-            self.config.cache_entries(),
+            self.config.cache_entries(self.ranks),
             dtype or weight.dtype,
             weight.device,
         )
@@ -187,7 +197,7 @@ class Decoder(nn.Module):
         mask = Causal() if mask is None else mask
         if cache is None:
             return Visibility(mask, (0,) * batch, new)
-        entries, layers = self.config.cache_entries(), self.config.layers
+        entries, layers = self.config.cache_entries(self.ranks), self.config.layers
         if (cache.layers, cache.entry_shapes) != (layers, entries):
             raise CacheError(
                 f"the cache holds {cache.layers} layers of {cache.entry_shapes}; "

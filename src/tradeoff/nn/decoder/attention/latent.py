@@ -155,7 +155,9 @@ class LatentAttention(UsesKernels):
         """Branches added, parts of the heads side by side."""
         batch, _, served, new, width = heads.shape
         parts = heads.view(batch, self.branches, self.shares * served, new, width)
-        summed = parts[:, 0] if self.branches == 1 else parts.sum(1) * self.branch_scale
+        summed = parts[:, 0] if self.branches == 1 else parts.sum(1)
+        if self.branch_scale != 1:
+            summed = summed * self.branch_scale
         return summed.transpose(1, 2).flatten(2)
 
     def _served(self, x: Float[Tensor, "batch heads new width"]) -> Tensor:
