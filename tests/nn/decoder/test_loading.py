@@ -233,6 +233,7 @@ def convert(path: str, cache: str, ready, results) -> None:  # type: ignore[no-u
     results.put(from_pretrained(path, cache=Path(cache))(ids()).sum().item())
 
 
+@pytest.mark.slow
 def test_gguf_is_converted_once_by_two_processes(tmp_path: Path) -> None:
     model, cache = hf_model("llama"), tmp_path / "cache"
     file = tmp_path / "tiny.gguf"

@@ -73,6 +73,7 @@ def work(rank: int, folder: str) -> None:
     distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_ranks_equal_one_process(tmp_path: Path) -> None:
     multiprocessing.spawn(work, args=(str(tmp_path),), nprocs=4)
     assert len(list(tmp_path.glob("done*"))) == 4
