@@ -186,7 +186,7 @@ CLAIMS = (
         growth_beats_a_uniform_static_mask,
     ),
     Claim(
-        "It is worth as much where ERK shares the weights out over layers",
+        "It is worth as much with the densities of layers that all routes share (ERK in the default recipe)",
         "the method: drop and grow (the margin is ours)",
         growth_beats_a_static_mask,
     ),
