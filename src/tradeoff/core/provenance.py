@@ -1,5 +1,7 @@
 """Where an outcome comes from: machine, versions, commit and times."""
 
+import hashlib
+import importlib.util
 import inspect
 import os
 import platform
@@ -83,3 +85,28 @@ def commit_of(source: Path) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return described.stdout.strip()
+
+
+@lru_cache
+def source_digest(*names: str) -> str:
+    """16 hexadecimal characters that change with the code of modules and packages, subpackages included.
+
+    For keys of :meth:`Context.cache`: what an earlier version of the code made is not taken for today's.
+
+    Args:
+        names: importable, such as ``tradeoff.nn``.
+
+    Raises:
+        ModuleNotFoundError: one has no source here.
+    """
+    content = hashlib.sha256()
+    for name in names:
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.origin is None:
+            raise ModuleNotFoundError(f"no source of a module {name!r}")
+        origin = Path(spec.origin)
+        paths = sorted(origin.parent.rglob("*.py")) if spec.submodule_search_locations else [origin]
+        for path in paths:
+            source = path.read_bytes()
+            content.update(f"{name} {path.relative_to(origin.parent)} {len(source)}\n".encode() + source)
+    return content.hexdigest()[:16]

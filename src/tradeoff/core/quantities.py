@@ -64,6 +64,7 @@ _TABLE = (
     *_rows(
         Direction.LOWER,
         ("loss", "", "the training objective on held-out examples"),
+        ("auc_error", "", "standard error of auc that follows from the number of held-out examples"),
         ("perplexity", "", "exponential of the mean negative log-likelihood of a held-out token"),
         ("relu_count", "ReLUs", "comparisons left in the network, per image"),
         ("mask_flips", "flips", "changes of a selection mask beyond those that its final state needs"),

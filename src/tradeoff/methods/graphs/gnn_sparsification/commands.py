@@ -34,7 +34,7 @@ def train(
         str,
         typer.Option(
             help="Which of: dense, prune, prune-retrain, prune-retrain-longer, admm, slr, static, set, "
-            "momentum, explore, rigl; with commas."
+            "momentum, explore, rigl, static-uniform, rigl-uniform; with commas."
         ),
     ] = "dense,prune-retrain,admm,slr,static,set,rigl",
     density: Annotated[str, typer.Option(help="Parts of the weights to keep, with commas.")] = "0.1,0.03",

@@ -1,6 +1,9 @@
 """The study: both routes to a sparse network, on real nodes and real links, at equal numbers of weights."""
 
 import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -10,12 +13,16 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from tradeoff.core import Card, Context, Method, Outcome, Recipe, Trial, counted, measured
+from tradeoff.core import Card, Context, Method, Metric, Outcome, Recipe, Trial, counted, measured
 from tradeoff.core.context import Progress
+from tradeoff.core.provenance import source_digest
+from tradeoff.data.graphs import LinkSplits
+from tradeoff.nn.checkpoint import weights_digest
 from tradeoff.nn.fit import Callback, FitConfig, FitState
 from tradeoff.nn.masks import (
     SET,
     Explore,
+    MaskSet,
     RigL,
     SparseMomentum,
     SparseRule,
@@ -38,21 +45,27 @@ Variant = Literal[
     "admm",
     "slr",
     "static",
+    "static-uniform",
     "set",
     "momentum",
     "explore",
     "rigl",
+    "rigl-uniform",
 ]
 DENSE = "dense"
 """The network that train-and-prune starts from."""
 
 RULES: dict[str, type[SparseRule]] = {
     "static": Static,
+    "static-uniform": Static,
     "set": SET,
     "momentum": SparseMomentum,
     "explore": Explore,
     "rigl": RigL,
+    "rigl-uniform": RigL,
 }
+UNIFORM = "-uniform"
+"""Ends the names of variants that make all layers equally dense, whatever the others do."""
 
 
 class Growth(pydantic.BaseModel):
@@ -71,6 +84,8 @@ class Growth(pydantic.BaseModel):
         """The rule of one variant."""
         kind = RULES[variant]
         shared = {key: value for key, value in self.model_dump().items() if key in kind.model_fields}
+        if variant.endswith(UNIFORM):
+            shared["init"] = "uniform"
         return kind(density=density, **shared)
 
 
@@ -159,43 +174,28 @@ class GNNSparsification(Method[SparsificationRecipe]):
 
     def run(self, trial: Trial, recipe: SparsificationRecipe, context: Context) -> Outcome:
         """Train one network along one route and test it."""
-        if recipe.threads is not None:
-            torch.set_num_threads(recipe.threads)
-        kind = str(trial.setting["task"])
-        routes = recipe.routes(kind)
-        task = _task(routes.source, trial.seed, context)
-        base, base_cost = _dense(task, routes, trial.seed, context)
-        if trial.variant == DENSE:
-            report, cost = None, base_cost
-        else:
-            with context.progress(None, "training") as bar:
-                report = _sparse(base, task, routes, trial, [_Advance(bar)])
-            starts_dense = trial.variant not in RULES
-            cost = Cost.of(report) + base_cost if starts_dense else Cost.of(report)
-        network = report.model if report else base
-        metrics = task.test(network)
-        size = sum(weight.numel() for weight in maskable_weights(network).values())
-        active = report.masks.count() if report and report.masks else size
-        others = sum(p.numel() for p in network.parameters()) - size
-        rows = layer_rows(network, task.example.to(context.device))
-        folder = context.work / "network"
-        folder.mkdir(parents=True, exist_ok=True)
-        save_weights(network, folder / "model.safetensors")
-        if report and report.masks:
-            report.masks.save(folder / "masks.safetensors")
+        with _threads(recipe.threads):
+            kind = str(trial.setting["task"])
+            task = _task(recipe.routes(kind).source, trial.seed, context)
+            trained = _trained(task, recipe.routes(kind), trial, context)
+            metrics = {name: measured(value) for name, value in task.test(trained.network).items()}
+            rows = layer_rows(trained.network, task.example.to(context.device))
         return Outcome(
             trial=trial,
-            metrics={
-                **{name: measured(value) for name, value in metrics.items()},
-                "training_flops": counted(cost.flops),
-                "flops": counted(forward_flops(network, rows, report.masks if report else None)),
-                "sparsity": counted(1 - active / size),
-                "training_sparsity": counted(cost.sparsity),
-                "itop_rate": counted(report.itop_rate if report else 1.0),
-                "parameters": counted(active + others),
-            },
-            artifact=context.artifact(folder),
+            metrics=metrics | trained.counts(rows),
+            artifact=context.artifact(trained.save(context.work / "network")),
         )
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """Let torch compute on so many threads inside the block; on as many as before where None."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class Cost(pydantic.BaseModel):
@@ -203,9 +203,9 @@ class Cost(pydantic.BaseModel):
 
     model_config = pydantic.ConfigDict(frozen=True)
 
-    flops: int
-    steps: int
-    inactive_steps: float
+    flops: int = 0
+    steps: int = 0
+    inactive_steps: float = 0.0
 
     @classmethod
     def of(cls, report: Report) -> "Cost":
@@ -229,29 +229,114 @@ class Cost(pydantic.BaseModel):
         return self.inactive_steps / self.steps if self.steps else 0.0
 
 
+@dataclass(frozen=True)
+class Trained:
+    """A network at the end of its route, its masks unless it is dense, and what all of the route took."""
+
+    network: nn.Module
+    masks: MaskSet | None
+    itop_rate: float
+    cost: Cost
+
+    def counts(self, rows: Mapping[str, int]) -> dict[str, Metric]:
+        """What is exact about it.
+
+        Args:
+            rows: what each weight is applied to for one sample, of :func:`layer_rows`.
+        """
+        size = sum(weight.numel() for weight in maskable_weights(self.network).values())
+        active = self.masks.count() if self.masks else size
+        others = sum(parameter.numel() for parameter in self.network.parameters()) - size
+        values = {
+            "training_flops": self.cost.flops,
+            "flops": forward_flops(self.network, rows, self.masks),
+            "sparsity": 1 - active / size,
+            "training_sparsity": self.cost.sparsity,
+            "itop_rate": self.itop_rate,
+            "parameters": active + others,
+        }
+        return {name: counted(value) for name, value in values.items()}
+
+    def save(self, folder: Path) -> Path:
+        """Write weights and masks to a folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        save_weights(self.network, folder / "model.safetensors")
+        if self.masks:
+            self.masks.save(folder / "masks.safetensors")
+        return folder
+
+
 @lru_cache(maxsize=1)
 def _nodes(source: NodeSource) -> Task:
     return source.task()
 
 
 @lru_cache(maxsize=1)
+def _events(source: LinkSource) -> LinkSplits:
+    return source.splits()
+
+
+@lru_cache(maxsize=1)
 def _links(source: LinkSource, seed: int, folder: Path) -> Task:
-    return source.task(folder)
+    return source.task(_events(source), folder)
 
 
 def _task(source: NodeSource | LinkSource, seed: int, context: Context) -> Task:
     """The data of a task; embeddings of links are learned once for each seed."""
     if isinstance(source, NodeSource):
         return _nodes(source)
-    key = {"embeddings": source.model_dump(mode="json"), "seed": seed}
-    return _links(source, seed, context.cache(key, lambda folder: source.embed(folder, seed)))
+    history = _events(source).history
+    key = {
+        "embeddings": source.model_dump(mode="json", exclude={"data", "hidden"}),
+        "events": weights_digest(
+            {name: torch.from_numpy(getattr(history, name)) for name in ("source", "target", "time")}
+        ),
+        "seed": seed,
+        **_surroundings(f"{__package__}.walks", f"{__package__}.tasks"),
+    }
+    folder = context.cache(key, lambda folder: source.embed(history, seed, folder))
+    return _links(source, seed, folder)
+
+
+def _surroundings(*modules: str) -> dict[str, Any]:
+    """What the result of a computation depends on beside its arguments: the code, torch, its threads."""
+    return {
+        "code": source_digest("tradeoff.nn", *modules),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _trained(task: Task, routes: Routes, trial: Trial, context: Context) -> Trained:
+    """The network of a trial; of a route that prunes, the dense training is part of the cost."""
+    if trial.variant == DENSE:
+        network, cost = _dense(task, routes, trial.seed, context)
+        return Trained(network, None, 1.0, cost)
+    if trial.variant in RULES:
+        torch.manual_seed(trial.seed)
+        network, before, train = task.build().to(context.device), Cost(), _sparse
+    else:
+        network, before = _dense(task, routes, trial.seed, context)
+        train = _pruned
+    with context.progress(None, "training") as bar:
+        report = train(network, task, routes, trial, [_Advance(bar)])
+    return Trained(report.model, report.masks, report.itop_rate, before + Cost.of(report))
 
 
 def _dense(task: Task, routes: Routes, seed: int, context: Context) -> tuple[nn.Module, Cost]:
     """The seed's dense network, trained once for all variants, and what that took."""
     config = _seeded(routes.dense, seed, 0)
     torch.manual_seed(seed)
-    network = task.build().to(context.device)
+    network = task.build()
+    first = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    key = {
+        "dense": weights_digest(first),
+        "data": task.digest,
+        "fit": config.model_dump(mode="json"),
+        "device": context.device,
+        **_surroundings(f"{__package__}.training", f"{__package__}.models", f"{__package__}.tasks"),
+    }
+    network.to(context.device)
 
     def train(folder: Path) -> None:
         with context.progress(None, "training the dense network") as bar:
@@ -261,27 +346,25 @@ def _dense(task: Task, routes: Routes, seed: int, context: Context) -> tuple[nn.
         save_weights(network, folder / "model.safetensors")
         (folder / "cost.json").write_text(Cost.of(report).model_dump_json())
 
-    source = routes.source.model_dump(mode="json")  # type: ignore[attr-defined]
-    key = {
-        "dense": source,
-        "fit": config.model_dump(mode="json"),
-        "seed": seed,
-        "threads": torch.get_num_threads(),
-    }
     folder = context.cache(key, train)
     load_weights(network, folder / "model.safetensors")
     return network, Cost(**json.loads((folder / "cost.json").read_text()))
 
 
-def _sparse(base: nn.Module, task: Task, routes: Routes, trial: Trial, callbacks: list[Callback]) -> Report:
-    """Train one variant: from the seed's dense network, or from the weights that it started with."""
-    density, seed, data = float(trial.setting["density"] or 0), trial.seed, (task.train, task.validation)
-    if trial.variant in RULES:
-        torch.manual_seed(seed)
-        network = task.build().to(next(base.parameters()).device)
-        rule = routes.growth.rule(trial.variant, density)
-        starting = SparseTrainer(network, rule, task.objective, exempt=routes.exempt, seed=seed)
-        return starting.fit(*data, _seeded(routes.sparse, seed, 0), callbacks=callbacks)
+def _sparse(
+    network: nn.Module, task: Task, routes: Routes, trial: Trial, callbacks: list[Callback]
+) -> Report:
+    """Train with few weights from the first step on."""
+    rule = routes.growth.rule(trial.variant, float(trial.setting["density"] or 0))
+    trainer = SparseTrainer(network, rule, task.objective, exempt=routes.exempt, seed=trial.seed)
+    config = _seeded(routes.sparse, trial.seed, 0)
+    return trainer.fit(task.train, task.validation, config, callbacks=callbacks)
+
+
+def _pruned(
+    network: nn.Module, task: Task, routes: Routes, trial: Trial, callbacks: list[Callback]
+) -> Report:
+    """Prune the seed's dense network, and retrain it."""
     splitting = {"admm": routes.admm, "slr": routes.slr}.get(trial.variant)
     retraining = {
         "prune": None,
@@ -289,12 +372,18 @@ def _sparse(base: nn.Module, task: Task, routes: Routes, trial: Trial, callbacks
         "prune-retrain-longer": routes.retraining_longer,
     }.get(trial.variant, routes.retraining_reweighted)
     trainer = PruneTrainer(
-        base, density, splitting, task.objective, init=routes.prune_init, exempt=routes.exempt
+        network,
+        float(trial.setting["density"] or 0),
+        splitting,
+        task.objective,
+        init=routes.prune_init,
+        exempt=routes.exempt,
     )
     return trainer.fit(
-        *data,
-        reweighting=_seeded(routes.reweighting, seed, 1) if splitting else None,
-        retraining=_seeded(retraining, seed, 2) if retraining else None,
+        task.train,
+        task.validation,
+        reweighting=_seeded(routes.reweighting, trial.seed, 1) if splitting else None,
+        retraining=_seeded(retraining, trial.seed, 2) if retraining else None,
         callbacks=callbacks,
     )
 

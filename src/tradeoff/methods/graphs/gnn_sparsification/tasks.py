@@ -8,8 +8,9 @@ from typing import Any, Literal
 import numpy as np
 import pydantic
 import scipy.sparse
+import scipy.stats
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from pydantic import Field
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import roc_auc_score
@@ -27,6 +28,7 @@ from tradeoff.data.graphs import (
     split_links,
 )
 from tradeoff.data.graphs.node_data import masks
+from tradeoff.nn.checkpoint import weights_digest
 from tradeoff.nn.fit import evaluate
 from tradeoff.nn.graphs import from_edges
 from tradeoff.nn.graphs.arrays import load_npz
@@ -60,6 +62,12 @@ class Task:
         """The inputs of one sample."""
         return self.train.tensors[0][:1]
 
+    @property
+    def digest(self) -> str:
+        """A name of what is trained on and chosen by."""
+        tensors = enumerate((*self.train.tensors, *self.validation.tensors))
+        return weights_digest({str(number): tensor for number, tensor in tensors})
+
 
 class NodeSource(pydantic.BaseModel):
     """Node classification.
@@ -91,8 +99,7 @@ def read_nodes(path: Path) -> NodeData:
     """A graph of one's own from an ``.npz`` file.
 
     Its arrays: ``x`` ``(nodes, features)``, integers ``y`` ``(nodes,)``, ``edge_index`` ``(2, edges)``, and
-        numbers of
-    nodes ``train``, ``validation`` and ``test``.
+    numbers of nodes ``train``, ``validation`` and ``test``.
 
     Raises:
         DataError: the file is absent or damaged, or its arrays do not fit together.
@@ -198,24 +205,17 @@ class LinkSource(pydantic.BaseModel):
     dimension: int = Field(default=8, ge=1)
     hidden: int = Field(default=128, ge=1)
 
-    def embed(self, folder: Path, seed: int) -> None:
-        """Learn the embeddings of the nodes from the first part of the events, and store them."""
-        history = split_links(load_events(self.data)).history
-        embeddings = embed(
-            history,
-            seed,
-            walks=self.walks,
-            length=self.length,
-            dimension=self.dimension,
-            window=self.window,
-            negatives=self.negatives,
-            epochs=self.epochs,
-        )
-        save_file({"embeddings": embeddings}, folder / "embeddings.safetensors")
+    def splits(self) -> LinkSplits:
+        """The history, the training window and the test window."""
+        return split_links(load_events(self.data))
 
-    def task(self, folder: Path) -> Task:
+    def embed(self, history: TemporalEvents, seed: int, folder: Path) -> None:
+        """Learn the embeddings of the nodes from the first part of the events, and store them."""
+        settings = self.model_dump(exclude={"data", "hidden"})
+        save_file({"embeddings": embed(history, seed, **settings)}, folder / "embeddings.safetensors")
+
+    def task(self, splits: LinkSplits, folder: Path) -> Task:
         """Prepare the data with stored embeddings."""
-        splits = split_links(load_events(self.data))
         return link_task(splits, load_file(folder / "embeddings.safetensors")["embeddings"], self.hidden)
 
 
@@ -246,6 +246,7 @@ def link_task(splits: LinkSplits, embeddings: Float[Tensor, "nodes dimension"], 
         scores = _logits(network, inputs)
         return {
             "auc": float(roc_auc_score(labels, scores)),
+            "auc_error": auc_error(labels.numpy(), scores.numpy()),
             "auc_new": float(roc_auc_score(labels[new], scores[new])),
         }
 
@@ -262,6 +263,19 @@ def auc(network: nn.Module, split: TensorDataset) -> float:
     """Area under the receiver operating characteristic of a network's logits."""
     inputs, labels = split.tensors
     return float(roc_auc_score(labels, _logits(network, inputs)))
+
+
+def auc_error(labels: Int64[np.ndarray, " pairs"], scores: Float[np.ndarray, " pairs"]) -> float:
+    """Standard error of the area under the curve over samples of so many pairs (DeLong et al., 1988).
+
+    The area is the mean, over the pairs of one class, of the part of the other class that a pair is on the
+    right side of; the variances of these parts within the two classes, each over its size, add up.
+    """
+    linked, apart = scores[labels == 1], scores[labels == 0]
+    ranks = scipy.stats.rankdata(np.concatenate([linked, apart]))
+    above = (ranks[: len(linked)] - scipy.stats.rankdata(linked)) / len(apart)
+    below = 1 - (ranks[len(linked) :] - scipy.stats.rankdata(apart)) / len(linked)
+    return float((above.var(ddof=1) / len(linked) + below.var(ddof=1) / len(apart)) ** 0.5)
 
 
 @torch.no_grad()
