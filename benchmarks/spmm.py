@@ -72,12 +72,12 @@ def graphs(texts: Sequence[str]) -> Iterator[tuple[str, Graph]]:
 
     for text in texts:
         made = load_structure(text)
-        yield text, Graph.from_csr(made.indptr, made.indices, made.values)
+        yield text, Graph.from_adjacency(made)
 
 
 def verdicts(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
     """The targets, what was reached and whether that is enough; of results that are new, on both sides."""
-    from tradeoff.engines.kernels.bench import geometric_mean
+    from tradeoff.core.statistics import geometric_mean
 
     for peer, target in TARGETS.items():
         ratios = [row.ratios[peer][0] for row in rows if row.columns >= LEAST_WIDTH and peer in row.ratios]

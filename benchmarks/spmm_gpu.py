@@ -22,6 +22,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from tradeoff.core.statistics import geometric_mean
 from tradeoff.data.graphs import load_structure
 from tradeoff.engines.kernels import BlockPartition, Graph, cbsr_spmm, maxk, spmm
 from tradeoff.engines.kernels.gpu_timing import median_seconds
@@ -80,8 +81,7 @@ def main() -> None:
     results: list[dict[str, Any]] = []
     ratios: dict[str, list[float]] = {}
     for text in options.graphs:
-        arrays = load_structure(text)
-        graph = Graph.from_csr(arrays.indptr, arrays.indices, arrays.values).to("cuda")
+        graph = Graph.from_adjacency(load_structure(text)).to("cuda")
         table = Table(title=f"{text}: {graph.num_rows:,} rows, {graph.nnz:,} entries; median ms (of buckets)")
         table.add_column("columns", justify="right")
         for width in options.dims:
@@ -96,7 +96,7 @@ def main() -> None:
                 ratios.setdefault(name, []).append(value / seconds["buckets"])
             results.append({"graph": text, "nnz": graph.nnz, "width": width, "seconds": seconds})
         console.print(table)
-    means = {name: bench.geometric_mean(values) for name, values in ratios.items()}
+    means = {name: geometric_mean(values) for name, values in ratios.items()}
     console.print("geometric mean over buckets: " + ", ".join(f"{n} {m:.2f}" for n, m in means.items()))
     if options.json:
         document = {

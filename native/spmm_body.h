@@ -6,9 +6,10 @@ struct RowsOf {
     const float *values;  // null: all ones
     const float *x;
     float *y;
-    Index width;  // columns of X and Y
-    Index nnz;    // of A: what prefetching may look ahead to
-    bool bypass;  // write Y past the caches
+    const int32_t *order;  // the row of Y that each row goes to; null: its own
+    Index width;           // columns of X and Y
+    Index nnz;             // of A: what prefetching may look ahead to
+    bool bypass;           // write Y past the caches
 };
 
 // Fetch the columns of the tile of the row of X that is needed `kAhead` entries later.
@@ -57,7 +58,7 @@ TRADEOFF_TARGET void tile_of_rows(const RowsOf &a, Index begin, Index end, Index
         for (int half = kSums / 2; half; half /= 2)
             for (int s = 0; s < half; ++s)
                 for (int v = 0; v < kVectors; ++v) sums[s][v] = add(sums[s][v], sums[s + half][v]);
-        float *to = a.y + row * a.width + column;
+        float *to = a.y + (a.order ? Index(a.order[row]) : row) * a.width + column;
         for (int v = 0; v < kVectors; ++v) {
             if (kPartial && v == kVectors - 1)
                 store(to + v * kWidth, sums[0][v], last);

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from tradeoff.core.timing import CONTENTION_LIMIT, Clock, side_by_side
+from tradeoff.core.timing import CONTENTION_LIMIT, Clock, ProcessorClock, side_by_side
 
 
 class TurnedClock(Clock):
@@ -75,3 +75,9 @@ def test_real_clocks_run() -> None:
     timing = side_by_side({"sum": lambda: sum(range(1000))}, rounds=3).timings["sum"]
     low, high = timing.interval
     assert 0 < low <= timing.median <= high
+
+
+def test_processor_seconds_can_stand_for_those_of_the_clock() -> None:
+    clock = ProcessorClock()
+    before, wall, after = clock.cpu(), clock.wall(), clock.cpu()
+    assert before <= wall <= after

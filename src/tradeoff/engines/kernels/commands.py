@@ -86,7 +86,8 @@ def table(rows: Iterable[Row]) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    from tradeoff.engines.kernels.bench import OURS, geometric_mean
+    from tradeoff.core.statistics import geometric_mean
+    from tradeoff.engines.kernels.bench import OURS
 
     rows = list(rows)
     names = list(dict.fromkeys(name for row in rows for name in row.ratios))
@@ -112,11 +113,12 @@ def table(rows: Iterable[Row]) -> Table:
             *(_times(row.ratios_out, name) for name in names),
             *(f"{row.gather_bytes_per_second / 1e9:.1f}", f"{row.bound:.2f}", f"{row.share:.2f}"),
         )
-    means = [
-        [geometric_mean(ratios[name][0] for ratios in group if name in ratios) for name in names]
-        for group in ([row.ratios for row in rows], [row.ratios_out for row in rows])
-    ]
-    texts = [[f"{mean:.2f}x" if mean == mean else "" for mean in group] for group in means]
+
+    def means(group: list[dict[str, tuple[float, float, float]]]) -> list[str]:
+        found = [[ratios[name][0] for ratios in group if name in ratios] for name in names]
+        return [f"{geometric_mean(ratios):.2f}x" if ratios else "" for ratios in found]
+
+    texts = means([row.ratios for row in rows]), means([row.ratios_out for row in rows])
     result.add_section()
     result.add_row("geometric mean", "", "", "", *texts[0], "", *texts[1], "", "", "")
     return result
@@ -138,7 +140,7 @@ def _graphs(texts: list[str], seed: int) -> Iterator[tuple[str, Graph]]:
             raise
         except ValueError as error:
             raise typer.BadParameter(str(error), param_hint="--graph") from None
-        yield text, Graph.from_csr(made.indptr, made.indices, made.values)
+        yield text, Graph.from_adjacency(made)
 
 
 def _words(text: str) -> list[str]:

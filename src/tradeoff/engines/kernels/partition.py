@@ -244,8 +244,7 @@ class BlockPartition:
         layout = self.layout(graph.structure)
         learned = graph.values is not None and graph.values.requires_grad
         if out is not None:
-            buckets.multiply(layout, graph.values, x, out, not learned, backend)
-            return out
+            return buckets.multiply(layout, graph.values, x, out, not learned, backend)
         tensors: tuple[Any, ...] = (None, None, None, None)
         transposed = None
         if torch.is_grad_enabled() and (learned or x.requires_grad):

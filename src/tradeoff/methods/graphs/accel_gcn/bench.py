@@ -1,7 +1,6 @@
 """Products of one matrix by blocks, by rows and by peers: checked against float64, then timed."""
 
 import importlib.util
-import math
 import time
 import warnings
 from collections.abc import Callable, Iterable
@@ -165,18 +164,6 @@ def time_products(
             seconds = median_seconds(products, flush=flush)
         results.append(ProductTimes(width, seconds))
     return results
-
-
-def geometric_mean(values: Iterable[float]) -> float:
-    """The mean of ratios.
-
-    Raises:
-        ValueError: no values.
-    """
-    logs = [math.log(value) for value in values]
-    if not logs:
-        raise ValueError("a mean needs at least one value")
-    return math.exp(math.fsum(logs) / len(logs))
 
 
 def _weights(graph: Graph) -> Tensor:

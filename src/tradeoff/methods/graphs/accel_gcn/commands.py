@@ -63,7 +63,7 @@ def bench(
     for name in names:
         if name not in present:
             typer.echo(f"{name} is not installed, or does not run on {device}: left out", err=True)
-    matrix = Graph.from_csr(arrays.indptr, arrays.indices, arrays.values).to(device)
+    matrix = Graph.from_adjacency(arrays).to(device)
     partition = BlockPartition.from_graph(matrix, warps=warps, nnz_per_warp=nnz_per_warp)
     document: dict[str, Any] = {"graph": graph, "rows": matrix.num_rows, "nnz": matrix.nnz, "device": device}
     document["partition"] = _show_partition(matrix, partition)
@@ -122,7 +122,7 @@ def _show_products(times: "list[ProductTimes]", device: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from .bench import geometric_mean
+    from tradeoff.core.statistics import geometric_mean
 
     names = list(times[0].seconds)
     ours = "buckets" if device == "cuda" else "rows"
