@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "docs" / "results" / "benchmarks" / "spmm.json"
 README = HERE / "README.md"
-BEGIN, END = "<!-- spmm table -->", "<!-- end of spmm table -->"
 
 # The real dependency graph of Debian's packages, four stand-ins with the size and row degrees of graphs that
 # papers on such kernels use, and generated ones, from flat (road) to skewed (R-MAT).
@@ -119,11 +118,13 @@ def times(ratios: dict[str, list[float]], peer: str) -> str:
     return f"{ratios[peer][0]:.2f}x" if peer in ratios else ""
 
 
-def replace_table(readme: Path, table: str) -> None:
+def replace_table(readme: Path, name: str, table: str) -> None:
+    """Put the table between the two comments that name it."""
+    begin, end = f"<!-- {name} table -->", f"<!-- end of {name} table -->"
     text = readme.read_text()
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    readme.write_text(f"{before}{BEGIN}\n\n{table}\n\n{END}{after}")
+    before, _, rest = text.partition(begin)
+    _, _, after = rest.partition(end)
+    readme.write_text(f"{before}{begin}\n\n{table}\n\n{end}{after}")
 
 
 def facts() -> dict[str, Any]:
@@ -216,7 +217,7 @@ def main() -> None:
         output.write_text(json.dumps(document, indent=1) + "\n")
         console.print(f"written: {output}")
     if output == RESULTS:
-        replace_table(README, markdown(document))
+        replace_table(README, "spmm", markdown(document))
 
 
 if __name__ == "__main__":

@@ -13,3 +13,4 @@ void register_cbsr(nanobind::module_& m);
 void register_select(nanobind::module_& m);
 void register_maxk_fused(nanobind::module_& m);
 void register_partition(nanobind::module_& m);
+void register_decoding(nanobind::module_& m);

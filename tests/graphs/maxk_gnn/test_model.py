@@ -20,7 +20,6 @@ from tradeoff.methods.graphs.maxk_gnn import (
     relu_by_maxk,
     square_error,
 )
-from tradeoff.methods.graphs.maxk_gnn.aggregation import _choices, choices
 from tradeoff.methods.graphs.maxk_gnn.dropout import dropout
 from tradeoff.methods.graphs.maxk_gnn.model import Kind, sparse_if_worth
 from tradeoff.methods.graphs.maxk_gnn.timing import saved_bytes
@@ -209,18 +208,6 @@ def test_aggregation_keeps_the_columns_only(graph: Graph) -> None:
     """Not the dense features: at most 5 bytes a kept value."""
     assert saved_bytes(graph.normalize("row"), 64, 8) <= 5 * 8 * 60 * 1.1
     assert saved_bytes(graph.normalize("row"), 64, None) == 4 * 64 * 60
-
-
-def test_auto_is_calibrated_once_for_each_direction(graph: Graph) -> None:
-    graph = graph.normalize("row")
-    _choices.pop(graph.structure, None)
-    x = torch.randn(60, 64, requires_grad=True)
-    aggregate(graph, maxk(x, 8)).sum().backward()
-    first = choices(graph)
-    assert set(first) == {(64, 8, "forward"), (64, 8, "backward")}
-    aggregate(graph, maxk(x, 8)).sum().backward()
-    assert choices(graph) == first
-    assert all(choice.cbsr_seconds > 0 and choice.dense_seconds > 0 for choice in first.values())
 
 
 def test_isolated_nodes_get_the_mean_of_nothing(graph: Graph) -> None:

@@ -2,7 +2,8 @@
 
 Aggregating k of d features is cheaper the smaller k / d is; from some k on the dense kernel wins, and that
 point differs between forward and backward, between graphs and between processors. ``auto`` measures both on a
-sample of the graph's rows, once for each (graph, d, k, direction, number of threads).
+sample of the graph's rows, once for each (graph, d, k, direction, number of threads). Where all features are
+kept there is nothing to measure: the values are the dense matrix.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ CALIBRATION_SECONDS = 0.05
 SAMPLED_ENTRIES = 1 << 17
 """Entries of the rows that a calibration multiplies; larger graphs are extrapolated."""
 _BLOCK = 64
-_FEWEST_ROUNDS, _MOST_ROUNDS = 3, 100
+_FEWEST_ROUNDS, _MOST_ROUNDS = 5, 100
 
 
 @dataclass(frozen=True)
@@ -48,22 +49,28 @@ def aggregate(graph: Graph, features: CBSR, aggregation: Aggregation = "auto") -
 
     Args:
         aggregation: ``cbsr``: the sparse-feature kernels in both directions; ``dense``: the dense ones;
-            ``auto``: for each direction the faster one, see :func:`choose`. On GPUs ``auto`` is ``cbsr``.
+            ``auto``: dense if all features are kept, else for each direction the faster one, see
+            :func:`choose`. On GPUs ``auto`` does not measure, and takes ``cbsr``.
 
     Raises:
         OperandError: the features do not fit the graph.
     """
-    kernels: tuple[Kernel, Kernel]
-    if aggregation != "auto":
-        kernels = (aggregation, aggregation)
-    elif graph.device.type != "cpu":
-        kernels = ("cbsr", "cbsr")
-    else:
-        shape = features.num_columns, features.k
-        kernels = (choose(graph, *shape, "forward").kernel, choose(graph, *shape, "backward").kernel)
-    operands = (features.values, features.index, features.num_columns, graph, *kernels)
+    kernels = _kernels(graph, features, aggregation)
+    operands = (features.values, features.index, features.count, features.num_columns, graph, *kernels)
     result: Tensor = _Aggregate.apply(*operands)  # type: ignore[no-untyped-call]
     return result
+
+
+def _kernels(graph: Graph, features: CBSR, aggregation: Aggregation) -> tuple[Kernel, Kernel]:
+    """Of the forward and of the backward pass."""
+    if aggregation != "auto":
+        return aggregation, aggregation
+    if features.k == features.num_columns:
+        return "dense", "dense"
+    if graph.device.type != "cpu":
+        return "cbsr", "cbsr"
+    shape = features.num_columns, features.k
+    return choose(graph, *shape, "forward").kernel, choose(graph, *shape, "backward").kernel
 
 
 class _Aggregate(torch.autograd.Function):
@@ -74,33 +81,49 @@ class _Aggregate(torch.autograd.Function):
         ctx: Any,
         values: Tensor,
         index: Tensor,
+        count: Tensor | None,
         num_columns: int,
         graph: Graph,
         forward: Kernel,
         backward: Kernel,
     ) -> Tensor:
-        ctx.save_for_backward(index)
+        ctx.save_for_backward(index, count)
         ctx.num_columns, ctx.graph, ctx.backward_kernel = num_columns, graph, backward
-        return _forward(graph, CBSR(values, index, num_columns), forward)
+        return _forward(graph, CBSR(values, index, num_columns, count), forward)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        (index,) = ctx.saved_tensors
-        grad = grad.contiguous()
-        return _backward(ctx.graph, grad, index, ctx.backward_kernel), None, None, None, None, None
+        index, count = ctx.saved_tensors
+        columns = CBSR(grad.new_empty(index.shape), index, ctx.num_columns, count)
+        for_values = _backward(ctx.graph, grad.contiguous(), columns, ctx.backward_kernel)
+        return for_values, None, None, None, None, None, None
 
 
 def _forward(graph: Graph, features: CBSR, kernel: Kernel) -> Tensor:
     """Row-wise product (section 4.1)."""
-    return cbsr_spmm(graph, features) if kernel == "cbsr" else spmm(graph, features.to_dense())
-
-
-def _backward(graph: Graph, grad: Tensor, index: Tensor, kernel: Kernel) -> Tensor:
-    """Sampled outer product (section 4.2): dV[j,t] = sum_i a_ij G[i, index[j,t]]."""
     if kernel == "cbsr":
-        return cbsr_sddmm(graph, grad, index)
-    return spmm(graph.transpose(), grad).gather(1, index.long())
+        return cbsr_spmm(graph, features)
+    return spmm(graph, features.values if _is_dense(features) else features.to_dense())
+
+
+def _backward(graph: Graph, grad: Tensor, columns: CBSR, kernel: Kernel) -> Tensor:
+    """Sampled outer product (section 4.2): dV[j,t] = sum_i a_ij G[i, index[j,t]], 0 beyond a row's count."""
+    if kernel == "cbsr":
+        return cbsr_sddmm(graph, grad, columns)
+    product = spmm(graph.transpose(), grad)
+    if _is_dense(columns):
+        return product
+    sampled = product.gather(1, columns.index.long())
+    if columns.count is not None:
+        beyond = torch.arange(columns.k, device=grad.device) >= columns.count[:, None]
+        sampled.masked_fill_(beyond, 0)
+    return sampled
+
+
+def _is_dense(features: CBSR) -> bool:
+    """Whether the values are the dense matrix: columns ascend, so that d of them are all, in their order."""
+    return features.k == features.num_columns and features.count is None
 
 
 _choices: WeakKeyDictionary[Any, dict[tuple[int, int, Direction, int], Choice]] = WeakKeyDictionary()

@@ -1,0 +1,120 @@
+"""Linear layers, norms and rotary positions."""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tradeoff.nn.decoder.config import DecoderConfig, RopeScaling
+from tradeoff.nn.decoder.kernels import TORCH, Kernels
+
+
+class UsesKernels(nn.Module):
+    """A layer that computes by the decoder's kernels."""
+
+    kernels: Kernels = TORCH
+
+
+class Linear(UsesKernels, nn.Linear):
+    """A linear layer whose product is the decoder's kernel."""
+
+    def __init__(self, inputs: int, outputs: int, bias: bool = False) -> None:
+        nn.Linear.__init__(self, inputs, outputs, bias=bias)
+
+    def reset_parameters(self) -> None:
+        """Leave the initialization to the decoder, which draws all weights in one order."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x W^T + b``."""
+        return self.kernels.linear(x, self.weight, self.bias)
+
+
+class RMSNorm(nn.Module):
+    """``x / sqrt(mean x^2 + eps) * gain``, in float32 at least (Zhang, Sennrich, 2019).
+
+    Args:
+        dim: width, the last dimension.
+        eps: added to the mean square.
+        gain: whether there is a learned gain.
+        scale: a constant factor.
+    """
+
+    def __init__(self, dim: int, eps: float, gain: bool = True, scale: float = 1.0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim)) if gain else None
+        self.shape = (dim,)
+        self.eps = eps
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize the last dimension."""
+        wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+        out = functional.rms_norm(wide, self.shape, None, self.eps).to(x.dtype)
+        if self.weight is not None:
+            out = out * self.weight
+        return out if self.scale == 1 else out * self.scale
+
+
+def make_norm(config: DecoderConfig) -> nn.Module:
+    """The norm of the residual stream that a configuration asks for."""
+    if config.norm == "rms":
+        return RMSNorm(config.dim, config.norm_eps, config.norm_gain)
+    return nn.LayerNorm(config.dim, config.norm_eps, elementwise_affine=config.norm_gain)
+
+
+class Rotation:
+    """Rotary position embedding of given positions, ready to be applied in every layer.
+
+    Pair i of d/2 turns by position / base^(2i/d): element i with i + d/2 (``half``), or 2i with 2i + 1
+    (``interleaved``) (Su et al., "RoFormer", 2021).
+    """
+
+    def __init__(self, cos: Tensor, sin: Tensor, style: Literal["half", "interleaved"]) -> None:
+        self.cos, self.sin, self.style = cos, sin, style
+
+    def __call__(self, x: Float[Tensor, "batch *heads new width"]) -> Float[Tensor, "batch *heads new width"]:
+        """Turn the last dimension."""
+        shape = (self.cos.shape[0], *(1,) * (x.ndim - 3), *self.cos.shape[1:])
+        cos, sin = self.cos.view(shape), self.sin.view(shape)
+        if self.style == "half":
+            first, second = x.chunk(2, -1)
+            return torch.cat((first * cos - second * sin, second * cos + first * sin), -1)
+        first, second = x[..., 0::2], x[..., 1::2]
+        return torch.stack((first * cos - second * sin, second * cos + first * sin), -1).flatten(-2)
+
+
+class Rotary:
+    """Frequencies of a model's rotary positions."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        self.width = config.rotary_width
+        self.base = config.rope_base
+        self.style = config.rope_style
+        self.scaling = config.rope_scaling
+        self._frequencies: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+
+    def __call__(self, positions: Tensor, dtype: torch.dtype) -> Rotation:
+        """The rotation at positions ``(rows, new)``; angles in float32, in float64 for a float64 model."""
+        exact = torch.float64 if dtype == torch.float64 else torch.float32
+        angles = positions[..., None].to(exact) * self.frequencies(positions.device, exact)
+        return Rotation(angles.cos().to(dtype), angles.sin().to(dtype), self.style)
+
+    def frequencies(self, device: torch.device, dtype: torch.dtype) -> Float[Tensor, " pairs"]:
+        """Radians per position of every pair."""
+        key = (device, dtype)
+        if key not in self._frequencies:
+            exponents = torch.arange(0, self.width, 2, device=device).to(dtype) / self.width
+            self._frequencies[key] = _scaled(1.0 / self.base**exponents, self.scaling)
+        return self._frequencies[key]
+
+
+def _scaled(frequencies: Tensor, scaling: RopeScaling | None) -> Tensor:
+    if scaling is None:
+        return frequencies
+    if scaling.kind == "linear":
+        return frequencies / scaling.factor
+    turns = scaling.original_len * frequencies / (2 * torch.pi)
+    keep = ((turns - scaling.low) / (scaling.high - scaling.low)).clamp(0, 1)
+    return frequencies * (keep + (1 - keep) / scaling.factor)
