@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from tradeoff.core.timing import ProcessorClock, SideBySide, SystemClock, side_by_side
-from tradeoff.engines.kernels import backends
+from tradeoff.engines.kernels import backends, device_timing
 from tradeoff.engines.kernels.errors import BackendError
 from tradeoff.engines.kernels.functional import spmm
 from tradeoff.engines.kernels.graph import Graph
@@ -146,19 +146,15 @@ def bench(
         peers: to compare with.
         rounds: in each, every library takes its turn.
     """
-    before = torch.get_num_threads()
-    try:
-        for name, given in graphs:
-            graph = given.normalize("row")
-            products = {peer.name: (peer.prepare(graph), peer.into and peer.into(graph)) for peer in peers}
-            for count in threads:
-                torch.set_num_threads(count)
+    for name, given in graphs:
+        graph = given.normalize("row")
+        products = {peer.name: (peer.prepare(graph), peer.into and peer.into(graph)) for peer in peers}
+        for count in threads:
+            with device_timing.threads(count):
                 rate = copy_rate(count)
                 chosen = [peer for peer in peers if peer.threads or count == 1]
                 for width in columns:
                     yield _row(name, graph, width, count, chosen, products, rounds, rate)
-    finally:
-        torch.set_num_threads(before)
 
 
 def copy_rate(threads: int) -> float:

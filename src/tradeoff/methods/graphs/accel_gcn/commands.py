@@ -171,8 +171,9 @@ def _show_training(
         model = GCN(features, 128, out_dim=classes, **options).to(device)
         trained = train(model, x, adjacency, y, every, every, epochs=epochs)
         results[name] = {"losses": trained.losses, "epoch_seconds": trained.epoch_seconds}
+        unit = "GPU" if device == "cuda" else "processor"
         typer.echo(
-            f"GCN by {name}: {trained.epoch_seconds:.3f} processor seconds an epoch, "
+            f"GCN by {name}: {trained.epoch_seconds:.3f} {unit} seconds an epoch, "
             f"losses {trained.losses[0]:.5f} to {trained.losses[-1]:.5f}"
         )
     return results
