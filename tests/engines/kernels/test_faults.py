@@ -173,26 +173,3 @@ def test_the_compressed_linear_layer_checks_what_would_overrun(require) -> None:
             changed[position] = np.ascontiguousarray(wrong)
             with pytest.raises(ValueError, match="shape"):
                 getattr(kernels, name)(*changed, 1)
-
-
-def test_the_partition_checks_what_would_overrun(require) -> None:
-    kernels = native.extension()
-    require(kernels, "the compiled extension is missing")
-    indptr, order = np.array([0, 2, 3]), np.array([1, 0], np.int32)
-    table, blocks = np.ones(3, np.int64), np.empty((2, 4), np.int32)
-    kernels.cut_blocks(indptr, order, 2, table, table, blocks)
-    for arguments, message in (
-        ((indptr, order[:1], 2, table, table, blocks), "one element a row"),
-        ((indptr, np.array([0, 2], np.int32), 2, table, table, blocks), "order must hold rows"),
-        ((np.array([0, 2, 1]), order, 2, table, table, blocks), "must not decrease"),
-        ((indptr, order, 3, table, table, blocks), "must cover the degrees"),
-        ((indptr, order, 2, table, table, blocks[:1].copy()), "more blocks than counted"),
-        ((indptr, order, 2, table, table, np.empty((3, 4), np.int32)), "fewer blocks than counted"),
-        ((indptr, order, 2, table, table, np.empty((2, 3), np.int32)), "four fields"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            kernels.cut_blocks(*arguments)
-    with pytest.raises(ValueError, match="must not decrease"):
-        kernels.sort_by_degree(np.array([0, 2, 1]), np.empty(2, np.int32))
-    with pytest.raises(ValueError, match="hold a row"):
-        kernels.count_blocks(indptr, 2, np.zeros(3, np.int64))

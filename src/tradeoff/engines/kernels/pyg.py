@@ -70,11 +70,11 @@ class _Kernels(torch_geometric.nn.MessagePassing):  # type: ignore[misc]
 
 
 class GCNConv(_Kernels, torch_geometric.nn.GCNConv):  # type: ignore[misc]
-    """The layer of Kipf and Welling, "Semi-Supervised Classification with Graph Convolutional Networks", ICLR
-    2017.
+    """The graph convolution of Kipf and Welling.
 
-    Arguments and shapes are those of ``torch_geometric.nn.GCNConv``, and ``k`` (send the k largest features
-    only), ``strategy`` and ``partition`` (of :func:`spmm`).
+    From "Semi-Supervised Classification with Graph Convolutional Networks", ICLR 2017. Arguments and shapes
+    are those of ``torch_geometric.nn.GCNConv``, and ``k`` (send the k largest features only), ``strategy``
+    and ``partition`` (of :func:`spmm`).
 
     X' = D^-1/2 A D^-1/2 X W + b with A including self-loops and D its row sums.
     """

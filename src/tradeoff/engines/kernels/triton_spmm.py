@@ -190,8 +190,7 @@ def spmm_buckets(
         x: features.
         out: where the result goes; its rows are in their own order.
         atomic: add segments of long rows as they come, so that sums of such rows vary from run to run, in
-        place
-            of joining them in order.
+            place of joining them in order.
     """
     if not out.numel():
         return

@@ -91,8 +91,7 @@ def read_nodes(path: Path) -> NodeData:
     """A graph of one's own from an ``.npz`` file.
 
     Its arrays: ``x`` ``(nodes, features)``, integers ``y`` ``(nodes,)``, ``edge_index`` ``(2, edges)``, and
-        numbers of
-    nodes ``train``, ``validation`` and ``test``.
+    numbers of nodes ``train``, ``validation`` and ``test``.
 
     Raises:
         DataError: the file is absent or damaged, or its arrays do not fit together.
