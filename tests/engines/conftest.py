@@ -39,7 +39,7 @@ def run(command: list[str], **environment: str) -> subprocess.CompletedProcess[s
 
 @pytest.fixture(scope="session")
 def sanitizer(tmp_path_factory: pytest.TempPathFactory, require) -> str:
-    """What to load before Python: the libraries of the address sanitizer, and of C++, whose ``throw`` it wraps."""
+    """What to load before Python: the address sanitizer, and C++'s library, whose ``throw`` it wraps."""
     compiler = shutil.which("g++")
     require(compiler and shutil.which("cmake"), "building with sanitizers needs g++ and cmake")
     folder = tmp_path_factory.mktemp("overrun")
