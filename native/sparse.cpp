@@ -25,6 +25,9 @@ static_assert(sizeof(Index) == sizeof(int64_t), "row pointers are 64-bit");
 // threads busy, and its result does not depend on how many there are.
 constexpr Index kSegment = 1 << 16;
 constexpr Index kCachedBytes = 32 << 20;  // results above it would only push X out of the caches
+// Up to so many entries a row, Y is as much to move as what is read of X, and is best written row by row. With more, a
+// tile of columns of all rows comes before the next tile: fewer columns of X are in use at a time, and stay in caches.
+constexpr Index kFewEntries = 4;
 
 // float64 is for checking gradients: plain loops.
 inline void rows_of_doubles(const Index *indptr, const int32_t *indices, const double *values, const double *x,
@@ -47,22 +50,25 @@ struct Product {
     const T *values;
     const T *x;
     Index width, nnz;
+    bool row_by_row;
 
     void rows(const Index *indptr, T *y, const int32_t *order, bool bypass, Index begin, Index end) const {
         if constexpr (std::is_same_v<T, float>) {
             switch (isa()) {
 #if TRADEOFF_X86
-                case Isa::avx512:
-                    return avx512::spmm_rows({indptr, indices, values, x, y, order, width, nnz, bypass}, begin, end);
-                case Isa::avx2:
-                    return avx2::spmm_rows({indptr, indices, values, x, y, order, width, nnz, bypass}, begin, end);
+                case Isa::avx512: return avx512::spmm_rows(of<avx512::RowsOf>(indptr, y, order, bypass), begin, end);
+                case Isa::avx2: return avx2::spmm_rows(of<avx2::RowsOf>(indptr, y, order, bypass), begin, end);
 #endif
-                default:
-                    return portable::spmm_rows({indptr, indices, values, x, y, order, width, nnz, bypass}, begin, end);
+                default: return portable::spmm_rows(of<portable::RowsOf>(indptr, y, order, bypass), begin, end);
             }
         } else {
             rows_of_doubles(indptr, indices, values, x, y, order, width, begin, end);
         }
+    }
+
+    template <class Rows>
+    Rows of(const Index *indptr, float *y, const int32_t *order, bool bypass) const {
+        return {indptr, indices, values, x, y, order, width, nnz, bypass, row_by_row};
     }
 };
 
@@ -93,7 +99,7 @@ void spmm(Array1<int64_t> indptr, Array1<int32_t> indices, Maybe1<T> values, Arr
     require(!to || std::all_of(to, to + rows, [rows](int32_t row) { return row >= 0 && row < rows; }),
             "order names a row that the result does not have");
     const auto *pointers = reinterpret_cast<const Index *>(indptr.data());
-    const Product<T> product{indices.data(), pointer(values), x.data(), width, nnz};
+    const Product<T> product{indices.data(), pointer(values), x.data(), width, nnz, nnz <= kFewEntries * rows};
     T *result = y.data();
     // Streaming stores write whole aligned cache lines.
     const bool bypass = rows * width * Index(sizeof(T)) > kCachedBytes && width % 16 == 0 &&

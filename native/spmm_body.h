@@ -10,6 +10,7 @@ struct RowsOf {
     Index width;           // columns of X and Y
     Index nnz;             // of A: what prefetching may look ahead to
     bool bypass;           // write Y past the caches
+    bool row_by_row;       // all columns of a row before the next row, not a tile of columns of all rows
 };
 
 // Fetch the columns of the tile of the row of X that is needed `kAhead` entries later.
@@ -78,8 +79,8 @@ TRADEOFF_TARGET TRADEOFF_INLINE void tile_of(const RowsOf &a, Index begin, Index
         tile_of_rows<kVectors, true>(a, begin, end, column, rest);
 }
 
-// All columns of rows [begin, end).
-TRADEOFF_TARGET inline void spmm_rows(const RowsOf &a, Index begin, Index end) {
+// All columns of rows [begin, end), tile by tile.
+TRADEOFF_TARGET inline void tiles_of_rows(const RowsOf &a, Index begin, Index end) {
     for (Index column = 0; column < a.width; column += kRegisters * kWidth) {
         const Index width = std::min<Index>(a.width - column, kRegisters * kWidth);
         const int vectors = int((width + kWidth - 1) / kWidth), rest = int(width - (vectors - 1) * kWidth);
@@ -104,6 +105,12 @@ TRADEOFF_TARGET inline void spmm_rows(const RowsOf &a, Index begin, Index end) {
                 }
         }
     }
+}
+
+// Rows [begin, end).
+TRADEOFF_TARGET inline void spmm_rows(const RowsOf &a, Index begin, Index end) {
+    const Index step = a.row_by_row ? 1 : end - begin;
+    for (; begin < end; begin += step) tiles_of_rows(a, begin, begin + step);
     if (a.bypass) fence();
 }
 
