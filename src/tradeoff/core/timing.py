@@ -131,7 +131,7 @@ def side_by_side(
 
 
 def _calibrate(call: Callable[[], object], sample_seconds: float, clock: Clock) -> int:
-    """How many calls a sample needs, by calls after the first one, which also loads, compiles and warms up."""
+    """How many calls a sample needs; the first one, which also loads and warms up, does not tell."""
     call()
     repeats = 1
     while repeats < _LONGEST_CALIBRATION:
