@@ -90,7 +90,8 @@ def main() -> None:
         torch.testing.assert_close(torch.tensor(other_losses), torch.tensor(losses), rtol=1e-4, atol=1e-4)
         ratio = "" if name == "ours" else f"; ours is {other_seconds / seconds:.2f} times as fast"
         print(
-            f"{name}: loss {other_losses[0]:.6f} to {other_losses[-1]:.6f}, {other_seconds:.3f} s an epoch{ratio}"
+            f"{name}: loss {other_losses[0]:.6f} to {other_losses[-1]:.6f}, "
+            f"{other_seconds:.3f} s an epoch{ratio}"
         )
 
 
