@@ -1,8 +1,8 @@
 """The product by blocks of equal degree, as a PyTorch operator with gradients.
 
 On a GPU a block is a program. On a CPU rows are taken in the order of the blocks and written to their own
-places; results are the same, no sooner than by rows in their own order, and later where neighbors of a row are
-near it in memory.
+places; results are the same, no sooner than by rows in their own order, and later where neighbors of a row
+are near it in memory.
 """
 
 from __future__ import annotations
