@@ -23,12 +23,10 @@ from rich.console import Console
 from spmm import facts, replace_table
 from torch import Tensor
 
-from tradeoff.core.timing import side_by_side
+from tradeoff.core.timing import ProcessorClock, side_by_side
 from tradeoff.data.graphs import load_structure
 from tradeoff.engines.kernels import CBSR, Graph, cbsr_sddmm, cbsr_spmm, maxk, spmm
 from tradeoff.methods.graphs.maxk_gnn import aggregate
-from tradeoff.methods.graphs.maxk_gnn.nodes import to_graph
-from tradeoff.methods.graphs.maxk_gnn.timing import ProcessorClock
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "docs" / "results" / "benchmarks" / "maxk.json"
@@ -178,7 +176,7 @@ def main() -> None:
     console = Console()
     rows = []
     for name in options.graphs:
-        graph = to_graph(load_structure(name)).normalize("row")
+        graph = Graph.from_adjacency(load_structure(name)).normalize("row")
         for k in options.ks:
             rows.append(row := measure(name, graph, k, options.rounds))
             gains = f"forward {times(row.forward_gain)}, backward {times(row.backward_gain)}"

@@ -1,15 +1,13 @@
-"""Sparse products on a GPU: by blocks, by rows, and by cuSPARSE, DGL and PyTorch Geometric where they are
-installed.
+"""Sparse products on a GPU: by blocks and by rows, beside cuSPARSE, DGL and PyTorch Geometric where they are.
 
 Medians of 100 calls after 20 that are not counted, by CUDA events, all candidates by turns; every product is
 compared with float64 first. Example:
 
-    python benchmarks/spmm_gpu.py --graphs reddit.npz like:arxiv pl200k --dims 16 32 64 128 --flush --json
-    out.json
+    python benchmarks/spmm_gpu.py --graphs reddit.npz like:arxiv --dims 16 32 64 --flush --json out.json
 
 Graphs are .npz files of scipy.sparse (SuiteSparse, OGB or Reddit, saved by you), names of data sets, or texts
-as `tradeoff accel-gcn bench --help` gives them. Without a CUDA device the script says so and ends with status
-2.
+as `tradeoff accel-gcn bench --help` gives them. Without a CUDA device the script says so and ends with
+status 2.
 """
 
 import argparse
@@ -22,9 +20,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from tradeoff.core.statistics import geometric_mean
 from tradeoff.data.graphs import load_structure
 from tradeoff.engines.kernels import BlockPartition, Graph, cbsr_spmm, maxk, spmm
-from tradeoff.engines.kernels.gpu_timing import median_seconds
+from tradeoff.engines.kernels.device_timing import side_by_side_on_gpu
 from tradeoff.methods.graphs.accel_gcn import bench
 
 GRAPHS = ["like:arxiv", "like:artist", "pl200k", "road1m", "reddit23k"]
@@ -50,7 +49,8 @@ def products(graph: Graph, width: int, options: argparse.Namespace) -> dict[str,
             for deterministic in (False, True):
                 name = f"k={k}, {'bitmaps' if deterministic else 'atomics'}"
                 candidates[name] = lambda f=features, d=deterministic: cbsr_spmm(graph, f, deterministic=d)
-    return median_seconds(candidates, warmups=options.warmups, runs=options.runs, flush=options.flush)
+    timed = side_by_side_on_gpu(candidates, warmups=options.warmups, runs=options.runs, flush=options.flush)
+    return {name: timing.median for name, timing in timed.timings.items()}
 
 
 def main() -> None:
@@ -80,8 +80,7 @@ def main() -> None:
     results: list[dict[str, Any]] = []
     ratios: dict[str, list[float]] = {}
     for text in options.graphs:
-        arrays = load_structure(text)
-        graph = Graph.from_csr(arrays.indptr, arrays.indices, arrays.values).to("cuda")
+        graph = Graph.from_adjacency(load_structure(text)).to("cuda")
         table = Table(title=f"{text}: {graph.num_rows:,} rows, {graph.nnz:,} entries; median ms (of buckets)")
         table.add_column("columns", justify="right")
         for width in options.dims:
@@ -96,7 +95,7 @@ def main() -> None:
                 ratios.setdefault(name, []).append(value / seconds["buckets"])
             results.append({"graph": text, "nnz": graph.nnz, "width": width, "seconds": seconds})
         console.print(table)
-    means = {name: bench.geometric_mean(values) for name, values in ratios.items()}
+    means = {name: geometric_mean(values) for name, values in ratios.items()}
     console.print("geometric mean over buckets: " + ", ".join(f"{n} {m:.2f}" for n, m in means.items()))
     if options.json:
         document = {

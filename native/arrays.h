@@ -3,13 +3,13 @@
 
 #include <cstdint>
 #include <optional>
-#include <stdexcept>
 
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 
 #include "parallel.h"
+#include "require.h"
 
 namespace tradeoff {
 
@@ -29,9 +29,8 @@ const T *pointer(const Maybe1<T> &array) {
     return array ? array->data() : nullptr;
 }
 
-inline void require(bool condition, const char *what) {
-    if (!condition) throw std::invalid_argument(what);
-}
+// An argument that must be of its type as it is: a copy would not be what the caller holds.
+inline auto operand(const char *name) { return nanobind::arg(name).noconvert(); }
 
 // The row pointers, columns and weights fit together, and their last entry is where columns end.
 template <class Column, class T>

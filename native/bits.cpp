@@ -20,6 +20,7 @@
 
 #include "launch.h"
 #include "module.h"
+#include "require.h"
 
 namespace nb = nanobind;
 
@@ -288,7 +289,7 @@ void require_size(const Array &array, Index size, const char *name) {
 }
 
 void require_radix(int radix) {
-    if (radix != 2 && radix != 4) throw std::invalid_argument("the radix is 2 or 4");
+    require(radix == 2 || radix == 4, "the radix is 2 or 4");
 }
 
 // Call run<radix, last>() for run-time values.
@@ -343,7 +344,7 @@ void bits_evaluate(int radix, bool last, Rows opened, Words linear, Rows masks, 
     require_size(products, products_of(radix, last) * m, "products");
     require_size(g, m, "g");
     if (p) require_size(*p, m, "p");
-    if (!last && !p) throw std::invalid_argument("p is needed except at the last level");
+    require(last || p, "p is needed except at the last level");
     Word *propagate = p ? p->data() : nullptr;
     nb::gil_scoped_release release;
     with_node(radix, last, [&](auto r, auto l) {

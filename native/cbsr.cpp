@@ -256,23 +256,21 @@ void cbsr_gather(Array2<T> dense, Array2<Place> index, Maybe1<int32_t> count, Ou
 
 template <class T, class Place>
 void register_products(nb::module_ &m) {
-    const auto array = [](const char *name) { return nb::arg(name).noconvert(); };
-    m.def("cbsr_spmm", &cbsr_spmm<T, Place>, array("indptr"), array("indices"), array("weights").none(),
-          array("values"), array("index"), array("count").none(), array("y"), nb::arg("threads"));
-    m.def("cbsr_sddmm", &cbsr_sddmm<T, Place>, array("indptr"), array("indices"), array("weights").none(),
-          array("grad"), array("index"), array("count").none(), array("column_offsets"), array("result"),
+    m.def("cbsr_spmm", &cbsr_spmm<T, Place>, operand("indptr"), operand("indices"), operand("weights").none(),
+          operand("values"), operand("index"), operand("count").none(), operand("y"), nb::arg("threads"));
+    m.def("cbsr_sddmm", &cbsr_sddmm<T, Place>, operand("indptr"), operand("indices"), operand("weights").none(),
+          operand("grad"), operand("index"), operand("count").none(), operand("column_offsets"), operand("result"),
           nb::arg("threads"));
-    m.def("cbsr_edge_dots", &cbsr_edge_dots<T, Place>, array("indptr"), array("indices"), array("grad"),
-          array("values"), array("index"), array("count").none(), array("dots"), nb::arg("threads"));
+    m.def("cbsr_edge_dots", &cbsr_edge_dots<T, Place>, operand("indptr"), operand("indices"), operand("grad"),
+          operand("values"), operand("index"), operand("count").none(), operand("dots"), nb::arg("threads"));
 }
 
 template <class T, class Place>
 void register_forms(nb::module_ &m) {
-    const auto array = [](const char *name) { return nb::arg(name).noconvert(); };
-    m.def("cbsr_dense", &cbsr_dense<T, Place>, array("values"), array("index"), array("count").none(), array("dense"),
-          nb::arg("threads"));
-    m.def("cbsr_gather", &cbsr_gather<T, Place>, array("dense"), array("index"), array("count").none(),
-          array("values"), nb::arg("threads"));
+    m.def("cbsr_dense", &cbsr_dense<T, Place>, operand("values"), operand("index"), operand("count").none(),
+          operand("dense"), nb::arg("threads"));
+    m.def("cbsr_gather", &cbsr_gather<T, Place>, operand("dense"), operand("index"), operand("count").none(),
+          operand("values"), nb::arg("threads"));
     register_products<T, Place>(m);
 }
 

@@ -2,14 +2,13 @@
 //
 // The equations stand in tradeoff/engines/two_party/elementwise.py, whose NumPy code is the oracle.
 #include <cstdint>
-#include <stdexcept>
-#include <string>
 
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 
 #include "launch.h"
 #include "module.h"
+#include "require.h"
 
 namespace nb = nanobind;
 
@@ -203,16 +202,16 @@ using Bits = nb::ndarray<const uint64_t, nb::ndim<1>, nb::c_contig, nb::device::
 
 template <class... Arrays>
 void require_sizes(Index size, const Arrays &...arrays) {
-    if (((Index(arrays.size()) != size) || ...)) throw std::invalid_argument("arrays have different sizes");
+    require(((Index(arrays.size()) == size) && ...), "arrays have different sizes");
 }
 
 void require_bits(Index elements, const Bits &bits) {
-    if (Index(bits.size()) < (elements + 63) / 64) throw std::invalid_argument("too few packed bits");
+    require(Index(bits.size()) >= (elements + 63) / 64, "too few packed bits");
 }
 
 template <class T>
 void require_shift(int shift) {
-    if (shift < 1 || shift > width<T> - 2) throw std::invalid_argument("shift is out of range");
+    require(shift >= 1 && shift <= width<T> - 2, "shift is out of range");
 }
 
 template <class T>

@@ -4,12 +4,8 @@
 // owns, in an order that does not depend on their number: results are bit-identical for any.
 #include <cstdint>
 #include <cstring>
-#include <stdexcept>
-#include <string>
 
-#include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
-
+#include "arrays.h"
 #include "launch.h"
 #include "module.h"
 
@@ -21,8 +17,10 @@ namespace {
 constexpr Index kTile = 64;   // outputs that are summed in registers
 constexpr Index kGrain = 64;  // rows a thread must get to be worth starting
 
-template <class T>
-using Matrix = nb::ndarray<T, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+template <class A, class B>
+bool same_shape(const A &a, const B &b) {
+    return a.shape(0) == b.shape(0) && a.shape(1) == b.shape(1);
+}
 
 // out[i, :] = add[i, :] + sum_t values[i, t] weight[index[i, t], :]
 template <class Column>
@@ -102,43 +100,55 @@ struct Weight {
     }
 };
 
+// Columns are trusted: they were checked when the compressed matrix was made.
 template <class Column>
-void forward(Matrix<const float> values, Matrix<const Column> index, Matrix<const float> weight,
-             Matrix<const float> add, Matrix<float> out, Index threads) {
-    const Index rows = values.shape(0), k = values.shape(1), outputs = weight.shape(1);
+void forward(Array2<float> values, Array2<Column> index, Array2<float> weight, Array2<float> add, Out2<float> out,
+             Index threads) {
+    require(same_shape(values, index), "values and index have different shapes");
+    require(same_shape(add, out), "add and the result have different shapes");
+    require(out.shape(0) == values.shape(0) && out.shape(1) == weight.shape(1), "the result has another shape");
+    const Index rows = Index(values.shape(0)), k = Index(values.shape(1)), outputs = Index(weight.shape(1));
     const Forward<Column> kernel{values.data(), index.data(), weight.data(), add.data(), out.data(), k, outputs};
     nb::gil_scoped_release release;
     launch(kernel, rows, 1, kGrain, threads);
 }
 
 template <class Column>
-void for_values(Matrix<const float> grad, Matrix<const float> weight, Matrix<const Column> index, Matrix<float> out,
-                Index threads) {
-    const Index rows = grad.shape(0), k = index.shape(1), outputs = grad.shape(1);
+void for_values(Array2<float> grad, Array2<float> weight, Array2<Column> index, Out2<float> out, Index threads) {
+    require(grad.shape(0) == index.shape(0) && grad.shape(1) == weight.shape(1), "grad has another shape");
+    require(same_shape(out, index), "the result and index have different shapes");
+    const Index rows = Index(grad.shape(0)), k = Index(index.shape(1)), outputs = Index(grad.shape(1));
     const Values<Column> kernel{grad.data(), weight.data(), index.data(), out.data(), k, outputs};
     nb::gil_scoped_release release;
     launch(kernel, rows, 1, kGrain, threads);
 }
 
 template <class Column>
-void for_weight(Matrix<const float> grad, Matrix<const float> values, Matrix<const Column> index, Matrix<float> out,
-                Index threads) {
-    const Index rows = grad.shape(0), k = index.shape(1), outputs = grad.shape(1);
+void for_weight(Array2<float> grad, Array2<float> values, Array2<Column> index, Out2<float> out, Index threads) {
+    require(same_shape(values, index), "values and index have different shapes");
+    require(grad.shape(0) == index.shape(0), "grad has another shape");
+    require(out.shape(1) == grad.shape(1), "the result has another shape");
+    const Index rows = Index(grad.shape(0)), k = Index(index.shape(1)), outputs = Index(grad.shape(1));
     const Weight<Column> kernel{grad.data(), values.data(), index.data(), out.data(), rows, k, outputs};
-    std::memset(out.data(), 0, out.size() * sizeof(float));
     nb::gil_scoped_release release;
+    std::memset(out.data(), 0, out.size() * sizeof(float));
     launch(kernel, outputs, 16, 16, threads);
+}
+
+template <class Column>
+void register_linear(nb::module_ &m) {
+    m.def("cbsr_linear", &forward<Column>, operand("values"), operand("index"), operand("weight"), operand("add"),
+          operand("out"), nb::arg("threads"));
+    m.def("cbsr_linear_values", &for_values<Column>, operand("grad"), operand("weight"), operand("index"), operand("out"),
+          nb::arg("threads"));
+    m.def("cbsr_linear_weight", &for_weight<Column>, operand("grad"), operand("values"), operand("index"), operand("out"),
+          nb::arg("threads"));
 }
 
 }  // namespace
 }  // namespace tradeoff
 
 void register_maxk_fused(nb::module_ &m) {
-    using namespace tradeoff;
-    m.def("cbsr_linear", &forward<uint8_t>, nb::arg("values").noconvert(), nb::arg("index").noconvert(), nb::arg("weight").noconvert(), nb::arg("add").noconvert(), nb::arg("out").noconvert(), nb::arg("threads"));
-    m.def("cbsr_linear", &forward<int16_t>, nb::arg("values").noconvert(), nb::arg("index").noconvert(), nb::arg("weight").noconvert(), nb::arg("add").noconvert(), nb::arg("out").noconvert(), nb::arg("threads"));
-    m.def("cbsr_linear_values", &for_values<uint8_t>, nb::arg("grad").noconvert(), nb::arg("weight").noconvert(), nb::arg("index").noconvert(), nb::arg("out").noconvert(), nb::arg("threads"));
-    m.def("cbsr_linear_values", &for_values<int16_t>, nb::arg("grad").noconvert(), nb::arg("weight").noconvert(), nb::arg("index").noconvert(), nb::arg("out").noconvert(), nb::arg("threads"));
-    m.def("cbsr_linear_weight", &for_weight<uint8_t>, nb::arg("grad").noconvert(), nb::arg("values").noconvert(), nb::arg("index").noconvert(), nb::arg("out").noconvert(), nb::arg("threads"));
-    m.def("cbsr_linear_weight", &for_weight<int16_t>, nb::arg("grad").noconvert(), nb::arg("values").noconvert(), nb::arg("index").noconvert(), nb::arg("out").noconvert(), nb::arg("threads"));
+    tradeoff::register_linear<uint8_t>(m);
+    tradeoff::register_linear<int16_t>(m);
 }

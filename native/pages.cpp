@@ -40,5 +40,5 @@ uintptr_t address(nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu> array) {
 
 void register_pages(nb::module_ &m) {
     m.def("huge_empty", &tradeoff::huge_empty, nb::arg("bytes"));
-    m.def("address", &tradeoff::address, nb::arg("array").noconvert());
+    m.def("address", &tradeoff::address, tradeoff::operand("array"));
 }

@@ -3,41 +3,26 @@
 // The layout is that of tradeoff/engines/kernels/partition.py, whose NumPy function is the oracle.
 #include <algorithm>
 #include <cstdint>
-#include <stdexcept>
-#include <string>
 #include <vector>
 
-#include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
-
+#include "arrays.h"
 #include "module.h"
-#include "parallel.h"
 
 namespace nb = nanobind;
 
 namespace tradeoff {
 namespace {
 
-using Pointers = nb::ndarray<const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Order = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using OutOrder = nb::ndarray<int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-template <class T>
-using OutRecords = nb::ndarray<T, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-
-void check(bool condition, const char *message) {
-    if (!condition) throw std::invalid_argument(message);
-}
-
-void sort_by_degree(Pointers indptr, OutOrder order) {
+void sort_by_degree(Array1<int64_t> indptr, Out1<int32_t> order) {
     const Index rows = static_cast<Index>(order.size());
-    check(static_cast<Index>(indptr.size()) == rows + 1, "order must have one element a row");
+    require(static_cast<Index>(indptr.size()) == rows + 1, "order must have one element a row");
     const int64_t *pointers = indptr.data();
     int32_t *out = order.data();
     nb::gil_scoped_release release;
     int64_t largest = 0;
     for (Index i = 0; i < rows; ++i) {
         const int64_t degree = pointers[i + 1] - pointers[i];
-        check(degree >= 0, "indptr must not decrease");
+        require(degree >= 0, "indptr must not decrease");
         largest = std::max(largest, degree);
     }
     // A degree beyond the number of rows (many parallel columns) would make the histogram the cost: such rows are few.
@@ -56,9 +41,9 @@ void sort_by_degree(Pointers indptr, OutOrder order) {
     }
 }
 
-int64_t count_blocks(Pointers indptr, int64_t limit, Pointers rows_per_block) {
-    check(indptr.size() >= 1, "indptr must have an element");
-    check(static_cast<int64_t>(rows_per_block.size()) == limit + 1, "rows_per_block must cover the degrees to limit");
+int64_t count_blocks(Array1<int64_t> indptr, int64_t limit, Array1<int64_t> rows_per_block) {
+    require(indptr.size() >= 1, "indptr must have an element");
+    require(static_cast<int64_t>(rows_per_block.size()) == limit + 1, "rows_per_block must cover the degrees to limit");
     const Index rows = static_cast<Index>(indptr.size()) - 1;
     const int64_t *pointers = indptr.data(), *together = rows_per_block.data();
     nb::gil_scoped_release release;
@@ -66,33 +51,33 @@ int64_t count_blocks(Pointers indptr, int64_t limit, Pointers rows_per_block) {
     int64_t records = 0;
     for (Index i = 0; i < rows; ++i) {
         const int64_t degree = pointers[i + 1] - pointers[i];
-        check(degree >= 0, "indptr must not decrease");
+        require(degree >= 0, "indptr must not decrease");
         if (degree <= limit)
             ++count[static_cast<std::size_t>(degree)];
         else
             records += (degree + limit - 1) / limit;
     }
     for (int64_t g = 1; g <= limit; ++g) {
-        check(together[g] >= 1, "a block must hold a row");
+        require(together[g] >= 1, "a block must hold a row");
         records += (count[static_cast<std::size_t>(g)] + together[g] - 1) / together[g];
     }
     return records;
 }
 
 template <class T>
-void cut_blocks(Pointers indptr, Order order, int64_t limit, Pointers rows_per_block, Pointers width,
-                OutRecords<T> blocks) {
+void cut_blocks(Array1<int64_t> indptr, Array1<int32_t> order, int64_t limit, Array1<int64_t> rows_per_block,
+                Array1<int64_t> width, Out2<T> blocks) {
     const Index rows = static_cast<Index>(order.size());
-    check(static_cast<Index>(indptr.size()) == rows + 1, "order must have one element a row");
-    check(static_cast<int64_t>(rows_per_block.size()) == limit + 1 && static_cast<int64_t>(width.size()) == limit + 1,
-          "rows_per_block and width must cover the degrees to limit");
-    check(blocks.shape(1) == 4, "a record has four fields");
+    require(static_cast<Index>(indptr.size()) == rows + 1, "order must have one element a row");
+    require(static_cast<int64_t>(rows_per_block.size()) == limit + 1 && static_cast<int64_t>(width.size()) == limit + 1,
+            "rows_per_block and width must cover the degrees to limit");
+    require(blocks.shape(1) == 4, "a record has four fields");
     const int64_t *pointers = indptr.data(), *together = rows_per_block.data(), *widths = width.data();
     const int32_t *sorted = order.data();
     T *out = blocks.data(), *const end = out + blocks.size();
     nb::gil_scoped_release release;
     const auto emit = [&](int64_t degree, Index row, int64_t nonzero, int64_t info) {
-        check(out < end, "more blocks than counted");
+        require(out < end, "more blocks than counted");
         *out++ = static_cast<T>(degree);
         *out++ = static_cast<T>(row);
         *out++ = static_cast<T>(nonzero);
@@ -100,7 +85,8 @@ void cut_blocks(Pointers indptr, Order order, int64_t limit, Pointers rows_per_b
     };
     const auto degree_of = [&](Index row) {
         const int64_t i = sorted[row];
-        check(i >= 0 && i < rows, "order must hold rows");
+        require(i >= 0 && i < rows, "order must hold rows");
+        require(pointers[i + 1] >= pointers[i], "indptr must not decrease");
         return pointers[i + 1] - pointers[i];
     };
     int64_t nonzero = 0;
@@ -121,7 +107,13 @@ void cut_blocks(Pointers indptr, Order order, int64_t limit, Pointers rows_per_b
             ++row;
         }
     }
-    check(out == end, "fewer blocks than counted");
+    require(out == end, "fewer blocks than counted");
+}
+
+template <class T>
+void register_cut(nb::module_ &m) {
+    m.def("cut_blocks", &cut_blocks<T>, operand("indptr"), operand("order"), nb::arg("limit"),
+          operand("rows_per_block"), operand("width"), operand("blocks"));
 }
 
 }  // namespace
@@ -129,13 +121,8 @@ void cut_blocks(Pointers indptr, Order order, int64_t limit, Pointers rows_per_b
 
 void register_partition(nb::module_ &m) {
     using namespace tradeoff;
-    m.def("sort_by_degree", &sort_by_degree, nb::arg("indptr").noconvert(), nb::arg("order").noconvert());
-    m.def("count_blocks", &count_blocks, nb::arg("indptr").noconvert(), nb::arg("limit"),
-          nb::arg("rows_per_block").noconvert());
-    m.def("cut_blocks", &cut_blocks<int32_t>, nb::arg("indptr").noconvert(), nb::arg("order").noconvert(),
-          nb::arg("limit"), nb::arg("rows_per_block").noconvert(), nb::arg("width").noconvert(),
-          nb::arg("blocks").noconvert());
-    m.def("cut_blocks", &cut_blocks<int64_t>, nb::arg("indptr").noconvert(), nb::arg("order").noconvert(),
-          nb::arg("limit"), nb::arg("rows_per_block").noconvert(), nb::arg("width").noconvert(),
-          nb::arg("blocks").noconvert());
+    m.def("sort_by_degree", &sort_by_degree, operand("indptr"), operand("order"));
+    m.def("count_blocks", &count_blocks, operand("indptr"), nb::arg("limit"), operand("rows_per_block"));
+    register_cut<int32_t>(m);
+    register_cut<int64_t>(m);
 }

@@ -16,8 +16,6 @@
 #include <cstring>
 #include <memory>
 #include <new>
-#include <stdexcept>
-#include <string>
 #include <vector>
 
 #include <nanobind/nanobind.h>
@@ -27,6 +25,7 @@
 #include "cpu.h"
 #include "module.h"
 #include "parallel.h"
+#include "require.h"
 
 #if TRADEOFF_X86
 #include <immintrin.h>
@@ -561,10 +560,6 @@ template <class T>
 using Matrix = nb::ndarray<T, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 template <class T>
 using Images = nb::ndarray<T, nb::ndim<4>, nb::c_contig, nb::device::cpu>;
-
-void require(bool condition, const char *message) {
-    if (!condition) throw std::invalid_argument(message);
-}
 
 template <class T>
 void ring_matmul(Matrix<const T> a, Matrix<const T> b, Matrix<T> out, Index threads) {

@@ -212,9 +212,8 @@ Index maxk_select(Array2<T> x, Index k, std::optional<Out1<int32_t>> count, Out2
 
 template <class T, class Place>
 void register_maxk(nb::module_ &m) {
-    m.def("maxk_select", &maxk_select<T, Place>, nb::arg("x").noconvert(), nb::arg("k"),
-          nb::arg("count").noconvert().none(), nb::arg("values").noconvert(), nb::arg("index").noconvert(),
-          nb::arg("threads"));
+    m.def("maxk_select", &maxk_select<T, Place>, operand("x"), nb::arg("k"), operand("count").none(),
+          operand("values"), operand("index"), nb::arg("threads"));
 }
 
 }  // namespace

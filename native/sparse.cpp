@@ -25,12 +25,15 @@ static_assert(sizeof(Index) == sizeof(int64_t), "row pointers are 64-bit");
 // threads busy, and its result does not depend on how many there are.
 constexpr Index kSegment = 1 << 16;
 constexpr Index kCachedBytes = 32 << 20;  // results above it would only push X out of the caches
+// Up to so many entries a row, Y is as much to move as what is read of X, and is best written row by row. With more, a
+// tile of columns of all rows comes before the next tile: fewer columns of X are in use at a time, and stay in caches.
+constexpr Index kFewEntries = 4;
 
 // float64 is for checking gradients: plain loops.
 inline void rows_of_doubles(const Index *indptr, const int32_t *indices, const double *values, const double *x,
-                            double *y, Index width, Index begin, Index end) {
+                            double *y, const int32_t *order, Index width, Index begin, Index end) {
     for (Index row = begin; row < end; ++row) {
-        double *__restrict to = y + row * width;
+        double *__restrict to = y + (order ? Index(order[row]) : row) * width;
         std::fill(to, to + width, 0.0);
         for (Index e = indptr[row]; e < indptr[row + 1]; ++e) {
             const double *__restrict from = x + Index(indices[e]) * width;
@@ -47,21 +50,25 @@ struct Product {
     const T *values;
     const T *x;
     Index width, nnz;
+    bool row_by_row;
 
-    void rows(const Index *indptr, T *y, bool bypass, Index begin, Index end) const {
+    void rows(const Index *indptr, T *y, const int32_t *order, bool bypass, Index begin, Index end) const {
         if constexpr (std::is_same_v<T, float>) {
             switch (isa()) {
 #if TRADEOFF_X86
-                case Isa::avx512:
-                    return avx512::spmm_rows({indptr, indices, values, x, y, width, nnz, bypass}, begin, end);
-                case Isa::avx2:
-                    return avx2::spmm_rows({indptr, indices, values, x, y, width, nnz, bypass}, begin, end);
+                case Isa::avx512: return avx512::spmm_rows(of<avx512::RowsOf>(indptr, y, order, bypass), begin, end);
+                case Isa::avx2: return avx2::spmm_rows(of<avx2::RowsOf>(indptr, y, order, bypass), begin, end);
 #endif
-                default: return portable::spmm_rows({indptr, indices, values, x, y, width, nnz, bypass}, begin, end);
+                default: return portable::spmm_rows(of<portable::RowsOf>(indptr, y, order, bypass), begin, end);
             }
         } else {
-            rows_of_doubles(indptr, indices, values, x, y, width, begin, end);
+            rows_of_doubles(indptr, indices, values, x, y, order, width, begin, end);
         }
+    }
+
+    template <class Rows>
+    Rows of(const Index *indptr, float *y, const int32_t *order, bool bypass) const {
+        return {indptr, indices, values, x, y, order, width, nnz, bypass, row_by_row};
     }
 };
 
@@ -74,19 +81,25 @@ void long_row(const Product<T> &product, Index first, Index stop, T *y, Index th
     const Index segments = Index(bounds.size()) - 1, width = product.width;
     std::vector<T> sums(segments * width);
     parallel_parts(segments, threads,
-                   [&](Index part) { product.rows(bounds.data(), sums.data(), false, part, part + 1); });
+                   [&](Index part) { product.rows(bounds.data(), sums.data(), nullptr, false, part, part + 1); });
     std::copy(sums.begin(), sums.begin() + width, y);
     for (Index part = 1; part < segments; ++part)
         for (Index c = 0; c < width; ++c) y[c] += sums[part * width + c];
 }
 
+// Row i of A X goes to row order[i] of Y, or to row i.
 template <class T>
-void spmm(Array1<int64_t> indptr, Array1<int32_t> indices, Maybe1<T> values, Array2<T> x, Out2<T> y, Index threads) {
+void spmm(Array1<int64_t> indptr, Array1<int32_t> indices, Maybe1<T> values, Array2<T> x, Out2<T> y,
+          Maybe1<int32_t> order, Index threads) {
     require_matrix(indptr, indices, values);
     const Index rows = Index(indptr.size()) - 1, width = Index(x.shape(1)), nnz = Index(indices.size());
     require(Index(y.shape(0)) == rows && Index(y.shape(1)) == width, "the result has another shape");
+    const int32_t *to = pointer(order);
+    require(!to || Index(order->size()) == rows, "order has another size");
+    require(!to || std::all_of(to, to + rows, [rows](int32_t row) { return row >= 0 && row < rows; }),
+            "order names a row that the result does not have");
     const auto *pointers = reinterpret_cast<const Index *>(indptr.data());
-    const Product<T> product{indices.data(), pointer(values), x.data(), width, nnz};
+    const Product<T> product{indices.data(), pointer(values), x.data(), width, nnz, nnz <= kFewEntries * rows};
     T *result = y.data();
     // Streaming stores write whole aligned cache lines.
     const bool bypass = rows * width * Index(sizeof(T)) > kCachedBytes && width % 16 == 0 &&
@@ -96,11 +109,11 @@ void spmm(Array1<int64_t> indptr, Array1<int32_t> indices, Maybe1<T> values, Arr
     std::vector<Index> long_rows;
     std::mutex guard;
     parallel_rows(pointers, rows, (nnz + rows) * width, threads, [&](Index begin, Index end) {
-        if (pointers[end] - pointers[begin] <= kSegment) return product.rows(pointers, result, bypass, begin, end);
+        if (pointers[end] - pointers[begin] <= kSegment) return product.rows(pointers, result, to, bypass, begin, end);
         for (Index row = begin, from = begin; row <= end; ++row) {
             const bool too_long = row < end && pointers[row + 1] - pointers[row] > kSegment;
             if (!too_long && row < end) continue;
-            if (from < row) product.rows(pointers, result, bypass, from, row);
+            if (from < row) product.rows(pointers, result, to, bypass, from, row);
             from = row + 1;
             if (too_long) {
                 const std::lock_guard<std::mutex> lock(guard);
@@ -109,7 +122,7 @@ void spmm(Array1<int64_t> indptr, Array1<int32_t> indices, Maybe1<T> values, Arr
         }
     });
     for (const Index row : long_rows)
-        long_row(product, pointers[row], pointers[row + 1], result + row * width, threads);
+        long_row(product, pointers[row], pointers[row + 1], result + (to ? Index(to[row]) : row) * width, threads);
 }
 
 template <class T>
@@ -199,17 +212,16 @@ void order_entries(Array1<int64_t> row, Array1<int64_t> column, Index rows, Inde
 
 template <class T>
 void register_products(nb::module_ &m) {
-    m.def("sparse_spmm", &spmm<T>, nb::arg("indptr").noconvert(), nb::arg("indices").noconvert(),
-          nb::arg("values").noconvert().none(), nb::arg("x").noconvert(), nb::arg("y").noconvert(),
-          nb::arg("threads"));
-    m.def("sparse_sddmm", &sddmm<T>, nb::arg("indptr").noconvert(), nb::arg("indices").noconvert(),
-          nb::arg("y").noconvert(), nb::arg("x").noconvert(), nb::arg("dots").noconvert(), nb::arg("threads"));
+    m.def("sparse_spmm", &spmm<T>, operand("indptr"), operand("indices"), operand("values").none(), operand("x"),
+          operand("y"), operand("order").none(), nb::arg("threads"));
+    m.def("sparse_sddmm", &sddmm<T>, operand("indptr"), operand("indices"), operand("y"), operand("x"),
+          operand("dots"), nb::arg("threads"));
 }
 
 template <class Column, class Row>
 void register_transpose(nb::module_ &m) {
-    m.def("sparse_transpose", &transpose<Column, Row>, nb::arg("indptr").noconvert(), nb::arg("indices").noconvert(),
-          nb::arg("indptr_t").noconvert(), nb::arg("indices_t").noconvert(), nb::arg("perm").noconvert());
+    m.def("sparse_transpose", &transpose<Column, Row>, operand("indptr"), operand("indices"), operand("indptr_t"),
+          operand("indices_t"), operand("perm"));
 }
 
 }  // namespace
@@ -223,6 +235,6 @@ void register_sparse(nb::module_ &m) {
     register_transpose<int32_t, int64_t>(m);
     register_transpose<int64_t, int32_t>(m);
     register_transpose<int64_t, int64_t>(m);
-    m.def("sparse_order", &order_entries, nb::arg("row").noconvert(), nb::arg("column").noconvert(), nb::arg("rows"),
-          nb::arg("columns"), nb::arg("order").noconvert());
+    m.def("sparse_order", &order_entries, operand("row"), operand("column"), nb::arg("rows"), nb::arg("columns"),
+          operand("order"));
 }

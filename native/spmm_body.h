@@ -6,9 +6,11 @@ struct RowsOf {
     const float *values;  // null: all ones
     const float *x;
     float *y;
-    Index width;  // columns of X and Y
-    Index nnz;    // of A: what prefetching may look ahead to
-    bool bypass;  // write Y past the caches
+    const int32_t *order;  // the row of Y that each row goes to; null: its own
+    Index width;           // columns of X and Y
+    Index nnz;             // of A: what prefetching may look ahead to
+    bool bypass;           // write Y past the caches
+    bool row_by_row;       // all columns of a row before the next row, not a tile of columns of all rows
 };
 
 // Fetch the columns of the tile of the row of X that is needed `kAhead` entries later.
@@ -57,7 +59,7 @@ TRADEOFF_TARGET void tile_of_rows(const RowsOf &a, Index begin, Index end, Index
         for (int half = kSums / 2; half; half /= 2)
             for (int s = 0; s < half; ++s)
                 for (int v = 0; v < kVectors; ++v) sums[s][v] = add(sums[s][v], sums[s + half][v]);
-        float *to = a.y + row * a.width + column;
+        float *to = a.y + (a.order ? Index(a.order[row]) : row) * a.width + column;
         for (int v = 0; v < kVectors; ++v) {
             if (kPartial && v == kVectors - 1)
                 store(to + v * kWidth, sums[0][v], last);
@@ -77,8 +79,8 @@ TRADEOFF_TARGET TRADEOFF_INLINE void tile_of(const RowsOf &a, Index begin, Index
         tile_of_rows<kVectors, true>(a, begin, end, column, rest);
 }
 
-// All columns of rows [begin, end).
-TRADEOFF_TARGET inline void spmm_rows(const RowsOf &a, Index begin, Index end) {
+// All columns of rows [begin, end), tile by tile.
+TRADEOFF_TARGET inline void tiles_of_rows(const RowsOf &a, Index begin, Index end) {
     for (Index column = 0; column < a.width; column += kRegisters * kWidth) {
         const Index width = std::min<Index>(a.width - column, kRegisters * kWidth);
         const int vectors = int((width + kWidth - 1) / kWidth), rest = int(width - (vectors - 1) * kWidth);
@@ -103,6 +105,12 @@ TRADEOFF_TARGET inline void spmm_rows(const RowsOf &a, Index begin, Index end) {
                 }
         }
     }
+}
+
+// Rows [begin, end).
+TRADEOFF_TARGET inline void spmm_rows(const RowsOf &a, Index begin, Index end) {
+    const Index step = a.row_by_row ? 1 : end - begin;
+    for (; begin < end; begin += step) tiles_of_rows(a, begin, begin + step);
     if (a.bypass) fence();
 }
 

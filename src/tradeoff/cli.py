@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tradeoff.core.executors import Executor
     from tradeoff.core.registry import Entry
     from tradeoff.core.study import Study
+    from tradeoff.nn.graphs import Adjacency
 
 _LONG_RUN_MINUTES = 3.0
 _INTERRUPTED = 130
@@ -257,7 +258,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with warnings.catch_warnings():
             if not debug:
                 warnings.showwarning = _show_warning
-            app(args=[word for word in words if word != "--debug"], prog_name="tradeoff")
+            app(
+                args=[word for word in words if word != "--debug"],
+                prog_name="tradeoff",
+                obj={"load_graph": _load_graph},
+            )
     except Exception as error:
         if debug:
             raise
@@ -268,6 +273,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         hint = "" if expected else " (unexpected; --debug shows where)"
         print(f"error: {type(error).__name__}: {error}{hint}", file=sys.stderr)
         sys.exit(1 if at_work or not expected else 2)
+
+
+def _load_graph(text: str, seed: int) -> "Adjacency":
+    """A graph by its text, for the verbs of engines: these know generators and files, but no data sets."""
+    from tradeoff.data.graphs import load_structure
+
+    return load_structure(text, seed=seed)
 
 
 def _show_warning(

@@ -53,4 +53,6 @@ def test_stored_results_are_complete_and_shown(benchmark: ModuleType, path: Path
     rows = [Row(**{key: value for key, value in row.items() if key != "bound"}) for row in stored["rows"]]
     assert all(row.error < 1e-5 for row in rows)
     assert list(benchmark.verdicts(rows)) == stored["verdicts"]
+    assert len(stored["others"]) == 2
+    assert all(other["met"] is (other["value"] >= other["at_least"]) for other in stored["others"])
     assert benchmark.markdown(stored) in (ROOT / "benchmarks" / "README.md").read_text()

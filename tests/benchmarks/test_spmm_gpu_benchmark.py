@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tradeoff.core.timing import SideBySide, Timing
 from tradeoff.engines.kernels import Graph
 from tradeoff.nn.graphs import generate
 
@@ -41,12 +42,12 @@ def test_candidates_are_right_wherever_they_run(monkeypatch: pytest.MonkeyPatch)
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
 
-    def called(calls: dict[str, Callable[[], object]], **options: object) -> dict[str, float]:
+    def called(calls: dict[str, Callable[[], object]], **options: object) -> SideBySide:
         for call in calls.values():
             call()
-        return dict.fromkeys(calls, 1.0)
+        return SideBySide(dict.fromkeys(calls, Timing((1.0,), None)))
 
-    monkeypatch.setattr(script, "median_seconds", called)
+    monkeypatch.setattr(script, "side_by_side_on_gpu", called)
     arrays = generate("pl:300:6")
     graph = Graph.from_csr(arrays.indptr, arrays.indices)
     options = argparse.Namespace(present=["torch", "pyg"], backward=True, maxk=[2, 64])

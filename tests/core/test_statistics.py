@@ -12,9 +12,24 @@ from tradeoff.core import Claim, Finding, Outcome, Outcomes, Trial, Verdict, cou
 from tradeoff.core.claims import all_hold, worst
 from tradeoff.core.errors import MissingOutcome
 from tradeoff.core.frontier import frontier
-from tradeoff.core.statistics import better, compare, mean_interval, median_interval, times_better
+from tradeoff.core.statistics import (
+    better,
+    compare,
+    geometric_mean,
+    mean_interval,
+    median_interval,
+    times_better,
+)
 
 VALUES = st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=12)
+
+
+def test_the_mean_of_ratios_is_geometric() -> None:
+    assert geometric_mean(iter([2.0, 8.0])) == pytest.approx(4)
+    assert geometric_mean([0.5, 2.0]) == pytest.approx(1)
+    for values in ([], [1.0, 0.0], [1.0, -2.0]):
+        with pytest.raises(ValueError, match="positive values"):
+            geometric_mean(values)
 
 
 @given(values=VALUES)

@@ -39,7 +39,7 @@ def run(command: list[str], **environment: str) -> subprocess.CompletedProcess[s
 
 @pytest.fixture(scope="session")
 def sanitizer(tmp_path_factory: pytest.TempPathFactory, require) -> str:
-    """Path of the address sanitizer's library, of a compiler whose sanitizers work."""
+    """What to load before Python: the address sanitizer, and C++'s library, whose ``throw`` it wraps."""
     compiler = shutil.which("g++")
     require(compiler and shutil.which("cmake"), "building with sanitizers needs g++ and cmake")
     folder = tmp_path_factory.mktemp("overrun")
@@ -48,7 +48,8 @@ def sanitizer(tmp_path_factory: pytest.TempPathFactory, require) -> str:
     built = run([compiler, "-fsanitize=address,undefined", str(source), "-o", str(folder / "overrun")])
     require(built.returncode == 0, f"g++ has no sanitizers: {built.stderr}")
     assert "heap-buffer-overflow" in run([str(folder / "overrun")]).stderr
-    return run([compiler, "-print-file-name=libasan.so"]).stdout.strip()
+    names = ("libasan.so", "libstdc++.so")
+    return " ".join(run([compiler, f"-print-file-name={name}"]).stdout.strip() for name in names)
 
 
 @pytest.fixture(scope="session")
@@ -89,6 +90,7 @@ def run_sanitized(sanitized_extension: Path, sanitizer: str) -> Callable[[Sequen
             [
                 *(sys.executable, "-c", RUN, str(sanitized_extension), *map(str, files), "-q", "-x"),
                 *("--import-mode=importlib", "-k", chosen, "-p", "no:cacheprovider", "-p", "no:xdist"),
+                "--capture=sys",  # a sanitizer writes to the file, and ends the process
             ],
             LD_PRELOAD=sanitizer,
             ASAN_OPTIONS="detect_leaks=0",  # the interpreter itself frees little at its end

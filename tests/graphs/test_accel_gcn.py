@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from tradeoff.core import Outcome, Outcomes, Trial, Verdict, counted, measured, 
 from tradeoff.core.errors import EngineError, MissingOutcome, RecipeError
 from tradeoff.data.graphs import load
 from tradeoff.engines.kernels import Graph, PartitionMismatch, cost_meter
+from tradeoff.engines.kernels.device_timing import DeviceClock, threads
 from tradeoff.methods.graphs.accel_gcn import (
     GCN,
     BlockPartition,
@@ -21,7 +23,6 @@ from tradeoff.methods.graphs.accel_gcn import (
     bench,
     check_product,
     claims,
-    geometric_mean,
     imbalance,
     makespan,
     row_per_warp_costs,
@@ -206,13 +207,25 @@ def test_products_are_timed_beside_peers() -> None:
     (first, second) = time_products(graph, [4, 8], peers=["scipy"], rounds=2)
     assert (first.width, second.width) == (4, 8)
     assert first.seconds.keys() == {"rows", "buckets", "scipy"}
-    assert first.speedup("rows", "scipy") == first.seconds["scipy"] / first.seconds["rows"]
-    assert geometric_mean([2, 8]) == pytest.approx(4)
-    with pytest.raises(ValueError, match="at least one value"):
-        geometric_mean([])
+    assert first.speedup("rows", "scipy") == first.timings.ratio("scipy", "rows")[0] > 0
+    assert first.seconds["scipy"] == first.timings.timings["scipy"].median
     with pytest.raises(ValueError, match="no peer 'mkl'"):
         bench.available_peers("cpu", ["mkl"])
     assert bench.available_peers("cpu", ["cusparse", "torch"]) == ["torch"]
+
+
+def test_products_are_timed_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, original = [], bench.side_by_side
+
+    def spied(calls: dict[str, Any], **options: Any) -> Any:
+        seen.append((torch.get_num_threads(), options.get("sample_seconds", "as usual")))
+        return original(calls, **options)
+
+    monkeypatch.setattr(bench, "side_by_side", spied)
+    with threads(2):
+        time_products(graph_of("pl:200:6"), [4], rounds=1)
+        assert seen == [(1, "as usual")]
+        assert torch.get_num_threads() == 2
 
 
 def cut(graph: str, variant: str, degree: float, values: list[tuple[float, float]]) -> list[Outcome]:
@@ -230,10 +243,18 @@ def cut(graph: str, variant: str, degree: float, values: list[tuple[float, float
     ]
 
 
-def product(variant: str, seconds: float, device: str = "cuda", graph: str = "g") -> Outcome:
-    setting = {"job": "product", "graph": graph, "width": 64, "device": device}
-    metrics = {"product_seconds": measured(seconds)}
-    return Outcome(trial=Trial(variant=variant, setting=setting), metrics=metrics)
+def product(
+    variant: str,
+    slowdown: float,
+    device: str = "cuda",
+    graph: str = "g",
+    width: int = 64,
+    seed: int = 0,
+    seconds: float = 1.0,
+) -> Outcome:
+    setting = {"job": "product", "graph": graph, "width": width, "device": device}
+    metrics = {"product_seconds": measured(seconds), "slowdown": measured(slowdown)}
+    return Outcome(trial=Trial(variant=variant, setting=setting, seed=seed), metrics=metrics)
 
 
 def test_claims_of_metadata_and_balance() -> None:
@@ -288,6 +309,51 @@ def test_claims_of_speed_are_undecided_without_a_gpu_or_the_peer() -> None:
     assert speed[0].evaluate(timed(0.8, 1.9, 1.2)).verdict is Verdict.UNDECIDED
     assert speed[0].evaluate(timed(1.3)).verdict is Verdict.UNDECIDED
     assert speed[1].evaluate(timed(1.3, 1.4, 1.35)).verdict is Verdict.UNDECIDED
+
+
+def test_speed_is_compared_by_turns_and_a_graph_counts_once() -> None:
+    cusparse = next(claim for claim in AccelGCN.claims if "cuSPARSE" in claim.text)
+
+    def sweep(graph: str, faster: float) -> list[Outcome]:
+        """The peer ran on a machine that was twice as busy, as its seconds tell and its slowdown does not."""
+        return [
+            outcome
+            for width in (16, 32, 64)
+            for seed in range(3)
+            for outcome in (
+                product("accel-gcn", 0.5, graph=graph, width=width, seed=seed, seconds=1.0),
+                product("cusparse", 0.5 * faster, graph=graph, width=width, seed=seed, seconds=2 * faster),
+            )
+        ]
+
+    one = cusparse.evaluate(Outcomes(sweep("a", 1.3)))
+    assert one.verdict is Verdict.UNDECIDED  # nine products of one graph are one value
+    assert one.numbers["speedup"] == pytest.approx(1.3)
+    several = Outcomes([*sweep("a", 1.3), *sweep("b", 1.4), *sweep("c", 1.35)])
+    finding = cusparse.evaluate(several)
+    assert finding.verdict is Verdict.HOLDS
+    assert [finding.numbers[f"speedup on {name}"] for name in "abc"] == pytest.approx([1.3, 1.4, 1.35])
+
+
+def test_training_is_timed_on_one_thread_and_until_a_gpu_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    class Counted(torch.nn.Linear):
+        def forward(self, x: torch.Tensor, adjacency: object) -> torch.Tensor:
+            seen.append(torch.get_num_threads())
+            return super().forward(x)
+
+    x, y, every = torch.randn(9, 4), torch.zeros(9, dtype=torch.long), torch.ones(9, dtype=torch.bool)
+    with threads(2):
+        train(Counted(4, 2), x, Graph.from_coo([0], [0]), y, every, every, epochs=3)
+        assert seen[:3] == [1] * 3
+        assert torch.get_num_threads() == 2
+    waited: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    assert DeviceClock("cuda").wall() > 0
+    assert waited == [torch.device("cuda")]
+    assert DeviceClock("cpu").wall() <= DeviceClock("cpu").cpu()
+    assert len(waited) == 1
 
 
 def test_recipes() -> None:

@@ -99,7 +99,11 @@ _TABLE = (
         ("latency_wan", "s", "time from input to result over the emulated wide-area network"),
         ("offline_seconds", "s", "time to prepare the correlated randomness for one batch"),
         ("training_seconds", "s", "time spent on training"),
-        ("epoch_seconds", "s", "processor time of one training epoch over the whole data"),
+        (
+            "epoch_seconds",
+            "s",
+            "processor time (on a GPU: its time) of one training epoch over the whole data",
+        ),
         ("product_seconds", "s", "processor time (on a GPU: its time) of one product with a sparse matrix"),
         ("preprocessing_seconds", "s", "time to prepare a graph for its products"),
         ("slowdown", "", "time over that of this project's product by rows, measured by turns"),

@@ -1,7 +1,7 @@
 """Intervals and paired comparisons over seeds."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from .claims import Finding, Verdict
 from .outcome import Outcomes
@@ -46,6 +46,18 @@ def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
     tail = 50 * (1 - CONFIDENCE)
     low, high = numpy.percentile(numpy.median(sample[picks], axis=1), [tail, 100 - tail])
     return float(numpy.median(sample)), float(low), float(high)
+
+
+def geometric_mean(values: Iterable[float]) -> float:
+    """The mean of ratios.
+
+    Raises:
+        ValueError: no values, or one that is not positive.
+    """
+    ratios = list(values)
+    if not ratios or min(ratios) <= 0:
+        raise ValueError(f"a geometric mean is of positive values, of which there must be one: {ratios}")
+    return math.exp(math.fsum(map(math.log, ratios)) / len(ratios))
 
 
 def compare(a: Sequence[float], b: Sequence[float], margin: float = 0.0) -> Finding:

@@ -63,17 +63,19 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
         yield
 
 
-def compiled(kernel: Any, constants: dict[str, Any], types: dict[str, str], capability: int) -> Any:
+def compiled(
+    kernel: Any, constants: dict[str, Any], types: dict[str, str], capability: int, warps: int = 4
+) -> Any:
     names = list(inspect.signature(kernel.fn).parameters)
     known = {name: kind for name, kind in constants.items() if name in names}
     signature = {name: "constexpr" if name in known else {**TYPES, **types}[name] for name in names}
     source = ASTSource(fn=kernel, signature=signature, constexprs=known)
-    return triton.compile(source, target=GPUTarget("cuda", capability, 32))
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps})
 
 
 @pytest.mark.parametrize(
     ("case", "capability"),
-    [*((case, 90) for case in CASES), *((case, 80) for case in FIRST)],
+    [(case, capability) for case in CASES for capability in (80, 90)],
     ids=lambda value: value[0].__name__ if isinstance(value, tuple) else f"sm_{value}",
 )
 def test_to_machine_code(
@@ -107,6 +109,23 @@ def test_numbers_that_are_one_and_arrays_that_are_absent(
         if flag in names:
             special |= {flag: False, array: None}
     assert compiled(kernel, constants | special, types, 90).asm["cubin"]
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("rows", [1, 4, 16])
+@pytest.mark.parametrize("width", [32, 128])
+def test_sampled_tiles_of_the_tuner(width: int, rows: int, capability: int) -> None:
+    """The first and the last of those that it would try for a class of blocks."""
+    configurations = [
+        triton.Config({"EDGES": tile.edges, "COLUMNS": tile.columns}, num_warps=tile.warps)
+        for tile in triton_spmm.TILES
+    ]
+    kept = triton_launch.sensible(configurations, {"ROWS": rows, "WIDTH": width})
+    for configuration in (kept[0], kept[-1]):
+        constants = {**SPMM, "ROWS": rows, "WIDTH": width, **configuration.kwargs}
+        binary = compiled(triton_spmm.blocks_kernel, constants, {}, capability, configuration.num_warps)
+        assert f".target sm_{capability}" in binary.asm["ptx"]
+        assert binary.asm["cubin"]
 
 
 def test_the_tuner_prunes_with_what_a_launch_gives_it() -> None:

@@ -1,15 +1,17 @@
 """The side-by-side timings: figures that belong together, and the command a user types."""
 
 import json
-import math
 
 import numpy as np
 import pytest
 import scipy.sparse
 import torch
+from typer.testing import CliRunner
 
+from tradeoff.data.graphs import load_structure
 from tradeoff.engines.kernels import BackendError
-from tradeoff.engines.kernels.bench import OURS, Peer, bench, copy_rate, geometric_mean, peers_of, torch_peer
+from tradeoff.engines.kernels.bench import OURS, Peer, bench, copy_rate, peers_of, torch_peer
+from tradeoff.engines.kernels.commands import app
 
 
 def test_a_row_has_all_figures(random_graph) -> None:
@@ -37,12 +39,19 @@ def test_both_forms_of_torch_give_the_product(random_graph, features) -> None:
     assert torch.allclose(peer.prepare(graph)(x), out)
 
 
-def test_unknown_peers_and_empty_means() -> None:
+def test_unknown_peers() -> None:
     with pytest.raises(BackendError, match="no peer 'mkl'; there are torch, scipy"):
         peers_of(["torch", "mkl"])
-    assert math.isnan(geometric_mean([]))
-    assert geometric_mean([1.0, 4.0]) == pytest.approx(2.0)
     assert copy_rate(1) > 0
+
+
+def test_the_verb_alone_knows_generated_graphs() -> None:
+    words = ["bench", "--graph", "pl:100:4", "--dim", "2", "--rounds", "1", "--peers", "torch", "--json", "-"]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    assert '"graph": "pl:100:4"' in done.stdout
+    missing = CliRunner().invoke(app, ["bench", "--graph", "debian"])
+    assert missing.exit_code == 2
 
 
 @pytest.mark.slow
@@ -55,6 +64,14 @@ def test_the_command(tradeoff, tmp_path) -> None:
     assert done.returncode == 0, done.stderr
     (row,) = json.loads(done.stdout)["rows"]
     assert (row["nodes"], row["nnz"], row["columns"]) == (2, 3, 4)
+    # A data set, whose loader the command line gives to the engine.
+    done = tradeoff(
+        *("kernels", "bench", "--graph", "debian-small", "--dim", "4", "--rounds", "1", "--json", "-"),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads(done.stdout)["rows"]
+    assert row["nodes"] == load_structure("debian-small").num_nodes
     bad = tradeoff("kernels", "bench", "--graph", "rod:10", cwd=tmp_path)
     assert bad.returncode == 2
     assert "did you mean 'road'?" in bad.stderr

@@ -75,6 +75,43 @@ def test_sddmm(backend, graph, features) -> None:
     both(lambda y, x: sddmm(graph, y, maxk(x, 3), backend=backend), y, x)
 
 
+def saved(call: Callable[[], Tensor]) -> set[int]:
+    """Addresses of the tensors that a call keeps for its backward pass."""
+    kept = set()
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.add(t.data_ptr()) or t, lambda t: t):
+        result = call()
+    assert result.requires_grad
+    return kept
+
+
+def test_only_what_backward_reads_is_kept(backend, graph, features) -> None:
+    """Features of constant weights need not stay in memory: their gradient is the transpose's product."""
+    x, y = (
+        leaf(features(4, 6, seed=1, dtype=torch.float64)),
+        leaf(features(5, 6, seed=2, dtype=torch.float64)),
+    )
+    learned = graph.with_values(leaf(graph.values))
+    pattern = maxk(x.detach(), 3)
+    kept = pattern.with_values(leaf(pattern.values))
+    buckets = {"strategy": "buckets", "backend": backend}
+    of_x, of_y, of_values = x.data_ptr(), y.data_ptr(), kept.values.data_ptr()
+    assert of_x not in saved(lambda: spmm(graph, x, backend=backend))
+    assert of_x in saved(lambda: spmm(learned, x, backend=backend))
+    assert of_x not in saved(lambda: spmm(graph, x, **buckets))
+    assert of_x in saved(lambda: spmm(learned, x, **buckets))
+    assert of_y not in saved(lambda: sddmm(graph, y, x.detach(), backend=backend))
+    assert of_y in saved(lambda: sddmm(graph, y.detach(), x, backend=backend))
+    assert of_x not in saved(lambda: sddmm(graph, y.detach(), x, backend=backend))
+    assert of_x in saved(lambda: sddmm(graph, y, x.detach(), backend=backend))
+    assert of_values not in saved(lambda: cbsr_spmm(graph, kept, backend=backend))
+    assert of_values in saved(lambda: cbsr_spmm(learned, kept, backend=backend))
+    assert of_values not in saved(lambda: sddmm(graph, y.detach(), kept, backend=backend))
+    assert of_values in saved(lambda: sddmm(graph, y, kept, backend=backend))
+    assert of_y not in saved(lambda: cbsr_sddmm(graph, y, pattern, backend=backend))
+    assert of_y in saved(lambda: cbsr_sddmm(learned, y, pattern, backend=backend))
+    assert of_x not in saved(lambda: maxk(x, 3, backend=backend).values)
+
+
 def test_a_transpose_confused_with_its_graph_would_fail(features) -> None:
     square = Graph.from_coo([0, 1], [1, 2], torch.tensor([2.0, 3.0]), (3, 3))
     x = leaf(features(3, 2, seed=1))

@@ -25,6 +25,14 @@ def dense(graph: Graph) -> Tensor:
     return graph.to_dense(torch.float64)
 
 
+def slice_of_rows(graph: Graph, begin: int, end: int) -> Graph:
+    indptr = graph.indptr[begin : end + 1]
+    entries = slice(int(indptr[0]), int(indptr[-1]))
+    return Graph.from_csr(
+        indptr - indptr[0], graph.indices[entries], graph.values[entries], graph.num_columns
+    )
+
+
 def slow_select(x: Tensor, k: int) -> tuple[list[list[int]], list[list[float]]]:
     """Columns by (value falling, column rising), of Python floats."""
     columns, kept = [], []
@@ -88,6 +96,29 @@ class TestSpmm:
         exact = graph.to_scipy().astype("float64") @ x.double().numpy()
         scale = abs(graph.to_scipy()).astype("float64") @ x.double().abs().numpy()
         close(spmm(graph, x, backend=backend), torch.from_numpy(exact), torch.from_numpy(scale))
+
+    @pytest.mark.parametrize("width", [16, 80, 144, 272, 24, 17])
+    def test_results_larger_than_caches(self, backend, features, width) -> None:
+        """They are written past the caches, in whole lines; and that changes no bit of them."""
+        rows, columns = (32 << 20) // (4 * width) + 9, 500
+        indptr = torch.arange(rows + 1) * 3 // 2  # one or two entries a row
+        indptr[rows // 2 :] = indptr[rows // 2].clone()  # and none
+        column = torch.randint(columns, (int(indptr[-1]),), generator=torch.Generator().manual_seed(0))
+        graph = Graph.from_csr(indptr, column, features(column.numel(), seed=1), columns)
+        x = features(columns, width, seed=2)
+        y = spmm(graph, x, backend=backend)
+        assert y.nbytes > 32 << 20
+        step = rows // 3
+        for begin in range(0, rows, step):
+            part, y_part = slice_of_rows(graph, begin, begin + step), y[begin : begin + step]
+            assert torch.equal(spmm(part, x, backend=backend), y_part)
+            matrix = part.to_scipy().astype("float64")
+            exact, scale = matrix @ x.double().numpy(), abs(matrix) @ x.double().abs().numpy()
+            close(y_part, torch.from_numpy(exact), torch.from_numpy(scale))
+        out = torch.full((rows * width + 1,), torch.nan)[1:].view(
+            rows, width
+        )  # no line of the result is whole
+        assert torch.equal(spmm(graph, x, backend=backend, out=out), y)
 
     def test_not_contiguous_is_copied(self, backend, random_graph, features) -> None:
         graph, x = random_graph(30, 25, 0.3, 1), features(40, 25, seed=2).T

@@ -227,21 +227,26 @@ def test_partition_of_another_graph_is_refused() -> None:
     assert checksum(pointers([1, 2])) != checksum(pointers([2, 1]))
 
 
-def test_native_functions_refuse_what_is_no_matrix(require) -> None:
-    extension = native.extension()
-    require(extension, "the compiled extension is missing: install a C++17 compiler")
-    good = np.array([0, 2, 3], np.int64)
-    together = width = np.ones(385, np.int64)
-    blocks = np.empty((2, 4), np.int32)
+def test_native_functions_refuse_what_would_overrun(require) -> None:
+    kernels = native.extension()
+    require(kernels, "the compiled extension is missing: install a C++17 compiler")
+    indptr, order = np.array([0, 2, 3]), np.array([1, 0], np.int32)
+    table, blocks = np.ones(3, np.int64), np.empty((2, 4), np.int32)
+    kernels.cut_blocks(indptr, order, 2, table, table, blocks)
+    for arguments, message in (
+        ((indptr, order[:1], 2, table, table, blocks), "one element a row"),
+        ((indptr, np.array([0, 2], np.int32), 2, table, table, blocks), "order must hold rows"),
+        ((np.array([0, 2, 1]), order, 2, table, table, blocks), "must not decrease"),
+        ((indptr, order, 3, table, table, blocks), "must cover the degrees"),
+        ((indptr, order, 2, table, table, blocks[:1].copy()), "more blocks than counted"),
+        ((indptr, order, 2, table, table, np.empty((3, 4), np.int32)), "fewer blocks than counted"),
+        ((indptr, order, 2, table, table, np.empty((2, 3), np.int32)), "four fields"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            kernels.cut_blocks(*arguments)
     with pytest.raises(ValueError, match="must not decrease"):
-        extension.sort_by_degree(np.array([0, 3, 2], np.int64), np.empty(2, np.int32))
+        kernels.sort_by_degree(np.array([0, 2, 1]), np.empty(2, np.int32))
     with pytest.raises(ValueError, match="one element a row"):
-        extension.sort_by_degree(good, np.empty(3, np.int32))
-    with pytest.raises(ValueError, match="must hold rows"):
-        extension.cut_blocks(good, np.array([0, 2], np.int32), 384, together, width, blocks)
-    with pytest.raises(ValueError, match="more blocks than counted"):
-        extension.cut_blocks(good, np.array([1, 0], np.int32), 384, together, width, blocks[:1])
-    with pytest.raises(ValueError, match="fewer blocks than counted"):
-        extension.cut_blocks(
-            good, np.array([1, 0], np.int32), 384, together, width, np.empty((3, 4), np.int32)
-        )
+        kernels.sort_by_degree(indptr, np.empty(3, np.int32))
+    with pytest.raises(ValueError, match="hold a row"):
+        kernels.count_blocks(indptr, 2, np.zeros(3, np.int64))

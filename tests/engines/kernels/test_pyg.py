@@ -1,5 +1,6 @@
 """PyG's layers on these kernels beside PyG's own: equal outputs and gradients, and what is remembered."""
 
+import gc
 from typing import Any
 
 import pytest
@@ -131,6 +132,17 @@ def test_a_graph_or_a_sparse_matrix_in_place_of_edges() -> None:
         torch.testing.assert_close(layer(x, graph.to_torch()), layer(x, edges))
 
 
+def test_gradient_of_a_sparse_matrix() -> None:
+    graph = Graph.from_edge_index(edge_list(), torch.rand(150), NODES)
+    layer, x = ours.GCNConv(WIDTH, 7, normalize=False), torch.randn(NODES, WIDTH)
+    learned = graph.with_values(graph.values.clone().requires_grad_())
+    matrix = graph.to_torch().requires_grad_()
+    for given in (learned, matrix):
+        for _ in range(2):  # the second backward pass has a graph of its own
+            layer(x, given).square().sum().backward()
+    torch.testing.assert_close(matrix.grad.values(), learned.values.grad)
+
+
 def test_layers_and_epochs_share_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     built = []
     original = Graph.from_coo
@@ -152,6 +164,57 @@ def test_layers_and_epochs_share_one_graph(monkeypatch: pytest.MonkeyPatch) -> N
     assert len(built) == 3
     layers[0](x, edges, torch.rand(150))  # a new tensor may have the old one's address
     assert len(built) == 4
+
+
+def test_graphs_that_share_an_array_are_told_apart() -> None:
+    """Two matrices with one array of columns: what was made of the first is not taken for the second."""
+    columns = torch.tensor([0, 1, 0, 2], dtype=torch.int32)
+    pointers = [torch.tensor([0, 2, 4, 4]), torch.tensor([0, 0, 2, 4])]
+    first, second = (Graph.from_csr(indptr, columns, num_columns=3) for indptr in pointers)
+    assert first.indices is second.indices
+    x = torch.randn(3, WIDTH)
+    for layer in (ours.SAGEConv(WIDTH, 7), ours.GCNConv(WIDTH, 7), ours.SAGEConv(WIDTH, 7, aggr="sum")):
+        alone = layer(x, Graph.from_csr(pointers[1], columns.clone(), num_columns=3))
+        assert not torch.allclose(layer(x, first), alone)
+        torch.testing.assert_close(layer(x, second), alone)
+
+
+def test_graphs_forget_what_they_made_when_weights_are_written_to() -> None:
+    graph = Graph.from_edge_index(edge_list(), torch.rand(150), NODES)
+    layer, x = ours.GCNConv(WIDTH, 7), torch.randn(NODES, WIDTH)
+    before = layer(x, graph)
+    assert torch.equal(layer(x, graph), before)
+    graph.values.copy_(torch.rand(graph.nnz))
+    fresh = Graph(graph.structure, graph.values.clone())
+    torch.testing.assert_close(layer(x, graph), layer(x, fresh))
+    assert not torch.allclose(layer(x, graph), before)
+    learned = graph.with_values(graph.values.clone().requires_grad_())
+    layer(x, learned).sum().backward()
+    layer(x, learned).sum().backward()  # not a graph that was freed after the first
+    assert learned.values.grad is not None
+
+
+def living_graphs() -> int:
+    gc.collect()
+    return sum(type(each) is Graph for each in gc.get_objects())
+
+
+@pytest.mark.parametrize("form", ["edges", "graph", "sparse"])
+def test_nothing_outlives_the_edges(form: str) -> None:
+    before = living_graphs()
+    edges = edge_list()
+    if form == "edges":
+        given = edges
+    else:
+        graph = Graph.from_edge_index(edges, num_nodes=NODES)
+        given = graph if form == "graph" else graph.to_torch()
+        del graph
+    x = torch.randn(NODES, WIDTH)
+    for layer in (ours.GCNConv(WIDTH, 7), ours.SAGEConv(WIDTH, 7), ours.SAGEConv(WIDTH, 7, aggr="sum")):
+        layer(x, given)
+    assert living_graphs() >= before + 3
+    del given, edges
+    assert living_graphs() == before
 
 
 def test_layers_run_on_the_kernels_and_compressed_features_count_less() -> None:
@@ -195,6 +258,11 @@ def test_what_does_not_fit_is_named() -> None:
         layer(x, torch.zeros(3, 4, dtype=torch.long))
     with pytest.raises(GraphError, match="does not fit"):
         layer(x, Graph.from_edge_index(torch.tensor([[0], [1]]), num_nodes=5))
+    graph = Graph.from_edge_index(edge_list(), num_nodes=NODES)
+    for matrix in (graph, graph.to_torch()):
+        layer(x, matrix)
+        with pytest.raises(GraphError, match="edge_weight goes with an edge list"):
+            layer(x, matrix, torch.ones(graph.nnz))
     with pytest.raises(GraphError, match="edge_weight has shape"):
         layer(x, edge_list(), torch.rand(3))
     with pytest.raises(GraphError, match="takes an edge list"):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tradeoff.engines.kernels import CBSR, Graph, maxk
+from tradeoff.engines.kernels import Graph, maxk
 from tradeoff.methods.graphs.maxk_gnn import aggregate, aggregation
 from tradeoff.methods.graphs.maxk_gnn.aggregation import SAMPLED_ENTRIES, choices, choose
 
@@ -159,7 +159,7 @@ def test_rows_with_fewer_features_get_no_gradient_beyond_them(how: aggregation.A
 
 
 def test_compressed_features_of_another_graph_are_refused() -> None:
-    features = CBSR(torch.zeros(9, 2), torch.zeros(9, 2, dtype=torch.uint8), 5)
+    features = maxk(torch.randn(9, 5), 2)
     for how in ("cbsr", "dense"):
         with pytest.raises(ValueError, match="9 rows"):
             aggregate(random_graph(60, 5), features, how)  # type: ignore[arg-type]

@@ -1,10 +1,9 @@
 """Arrays out of pickle files that a stranger may have written, without running anything that they say.
 
 A pickle is a program. This reader accepts the handful of instructions that arrays, sparse matrices and lists
-of
-neighbors are written with, and gives it nothing to call: every name of the allow-list stands for a class of
-    this module
-that only keeps what it is handed. Arrays are then made here, from bytes, after their sizes were compared.
+of neighbors are written with, and gives it nothing to call: every name of the allow-list stands for a class
+of this module that only keeps what it is handed. Arrays are then made here, from bytes, after their sizes
+were compared.
 """
 
 import io

@@ -105,7 +105,7 @@ def resolve(backend: str, device: torch.device) -> str:
 
 
 def takes_buckets(strategy: str, backend: str, device: torch.device) -> bool:
-    """Whether rows of equal degree are multiplied together: what a GPU is faster with, and a CPU slower."""
+    """Whether rows of equal degree are multiplied together: what a GPU is faster with, and a CPU is not."""
     # Without resolve(), which looks for the extension: torch.compile traces through here.
     on_gpu = backend == "auto" and device.type == "cuda" and _triton_version() is not None
     return strategy == "buckets" or (strategy == "auto" and (backend == "triton" or on_gpu))

@@ -1,10 +1,8 @@
 """Sparse products beside those of other libraries, timed by turns, and beside what memory allows.
 
 A *row* is one graph, number of columns and number of threads. Each library is timed as it is called, with a
-new
-result each time, and, where it can, writing into a result that exists already: never one against the other.
-    One
-thread is timed in processor seconds, several in seconds of the clock.
+new result each time, and, where it can, writing into a result that exists already: never one against the
+other. One thread is timed in processor seconds, several in seconds of the clock.
 
 Two bounds say how much is left. *Compulsory*: each operand read once and the result written once, at the rate
 of a copy of large arrays. *Gather*: the time to read the rows of X in the order of the entries of A and add
@@ -13,7 +11,6 @@ them up, which is the product without rows of its own.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tradeoff.core.timing import SideBySide, SystemClock, side_by_side
-from tradeoff.engines.kernels import backends
+from tradeoff.core.timing import ProcessorClock, SideBySide, SystemClock, side_by_side
+from tradeoff.engines.kernels import backends, device_timing
 from tradeoff.engines.kernels.errors import BackendError
 from tradeoff.engines.kernels.functional import spmm
 from tradeoff.engines.kernels.graph import Graph
@@ -95,14 +92,6 @@ class Row:
         return max(self.compulsory, self.gather) / self.seconds[OURS]
 
 
-class ProcessorClock(SystemClock):
-    """Counts processor seconds as if they were those of the clock: others on the machine then matter less."""
-
-    def wall(self) -> float:
-        """Processor seconds of this process."""
-        return time.process_time()
-
-
 def torch_peer() -> Peer:
     """torch's own sparse product (MKL on most CPUs, cuSPARSE on NVIDIA's GPUs)."""
 
@@ -157,19 +146,15 @@ def bench(
         peers: to compare with.
         rounds: in each, every library takes its turn.
     """
-    before = torch.get_num_threads()
-    try:
-        for name, given in graphs:
-            graph = given.normalize("row")
-            products = {peer.name: (peer.prepare(graph), peer.into and peer.into(graph)) for peer in peers}
-            for count in threads:
-                torch.set_num_threads(count)
+    for name, given in graphs:
+        graph = given.normalize("row")
+        products = {peer.name: (peer.prepare(graph), peer.into and peer.into(graph)) for peer in peers}
+        for count in threads:
+            with device_timing.threads(count):
                 rate = copy_rate(count)
                 chosen = [peer for peer in peers if peer.threads or count == 1]
                 for width in columns:
                     yield _row(name, graph, width, count, chosen, products, rounds, rate)
-    finally:
-        torch.set_num_threads(before)
 
 
 def copy_rate(threads: int) -> float:
@@ -177,12 +162,6 @@ def copy_rate(threads: int) -> float:
     source, target = torch.ones(1 << 26), torch.zeros(1 << 26)
     timings, _ = _timed({"copy": lambda: target.copy_(source)}, 5, threads)
     return 2 * source.nbytes / min(timings.timings["copy"].samples)
-
-
-def geometric_mean(values: Iterable[float]) -> float:
-    """Of positive numbers; NaN of none."""
-    logs = [math.log(value) for value in values]
-    return math.exp(sum(logs) / len(logs)) if logs else math.nan
 
 
 def _row(

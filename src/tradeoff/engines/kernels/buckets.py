@@ -1,7 +1,8 @@
 """The product by blocks of equal degree, as a PyTorch operator with gradients.
 
-On a GPU a block is a program. On a CPU rows are taken in the order of the blocks; results are the same, and
-slower than by rows in their own order, whose neighbors are often near each other in memory.
+On a GPU a block is a program. On a CPU rows are taken in the order of the blocks and written to their own
+places; results are the same, no sooner than by rows in their own order, and later where neighbors of a row
+are near it in memory.
 """
 
 from __future__ import annotations
@@ -37,36 +38,24 @@ def spmm_buckets(
         layout, layout_t: numbers of the layouts of A and its transpose.
         constant: whether the weights never change, so that they are sorted once.
     """
-    y = x.new_empty(indptr.shape[0] - 1, x.shape[1])
     known = layout_of(layout)
     assert known is not None, "the caller keeps the partition that holds it"
-    multiply(known, values, x, y, constant, backend)
-    return y
+    return multiply(known, values, x, None, constant, backend)
 
 
 @spmm_buckets.register_fake
 def _(
-    layout: int,
-    layout_t: int,
-    indptr: Tensor,
-    indices: Tensor,
-    values: Tensor | None,
-    x: Tensor,
-    indptr_t: Tensor | None,
-    indices_t: Tensor | None,
-    perm: Tensor | None,
-    values_t: Tensor | None,
-    constant: bool,
-    backend: str,
+    layout: int, layout_t: int, indptr: Tensor, indices: Tensor, values: Tensor | None, x: Tensor, *_: Any
 ) -> Tensor:
     return x.new_empty(indptr.shape[0] - 1, x.shape[1])
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.layout, ctx.layout_t, *tensors, ctx.constant, ctx.backend = inputs
+    ctx.layout, ctx.layout_t, indptr, indices, values, x, *transposed, ctx.constant, ctx.backend = inputs
     # A number keeps nothing alive, and the partition may be gone before the gradient is taken.
     ctx.kept = layout_of(ctx.layout), layout_of(ctx.layout_t)
-    ctx.save_for_backward(*tensors)
+    kept = x if ctx.needs_input_grad[4] else None  # the gradient of x does not read it
+    ctx.save_for_backward(indptr, indices, values, kept, *transposed)
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
@@ -90,16 +79,14 @@ spmm_buckets.register_autograd(_backward, setup_context=_setup)
 
 
 def multiply(
-    layout: BucketLayout, values: Tensor | None, x: Tensor, out: Tensor, constant: bool, backend: str
-) -> None:
-    """A X into ``out``, and its cost into the meter."""
+    layout: BucketLayout, values: Tensor | None, x: Tensor, out: Tensor | None, constant: bool, backend: str
+) -> Tensor:
+    """A X, into ``out`` if given, and its cost into the meter."""
     module, name = backends.raw(backend, x)
     weights = None
     if values is not None:
         weights = layout.sorted_once(values) if constant else layout.sort(values)
-    if hasattr(module, "spmm_buckets"):
-        module.spmm_buckets(layout, weights, x, out)
-    else:
-        out.index_copy_(0, layout.order, module.spmm(layout.indptr, layout.indices, weights, x))
+    y: Tensor = module.spmm_buckets(layout, weights, x, out)
     kernel = backends.kernel_name(name, "buckets")
     costs.spmm("spmm", kernel, layout.indptr, layout.indices, values, x)
+    return y

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -38,7 +39,7 @@ class CBSR:
         index: their columns, ascending within a row: uint8 up to 256 columns, else int16; [n, k].
         num_columns: d.
         count: int32 [n], how many entries of each row count; None for all k. The others have value 0 and
-            repeat the last column, and get no gradient.
+            repeat the last column (0 in a row without any), and get no gradient.
     """
 
     values: Float[Tensor, "n k"]
@@ -47,10 +48,10 @@ class CBSR:
     count: Int[Tensor, " n"] | None = None
 
     def __post_init__(self) -> None:
-        """Check shapes and dtypes.
+        """Check everything, once, since kernels trust it: shapes, dtypes, columns, counts and padding.
 
         Raises:
-            OperandError: they do not fit together.
+            OperandError: they do not fit together; names the first bad position.
         """
         _check_matrix("values", self.values)
         if self.values.shape != self.index.shape:
@@ -68,6 +69,26 @@ class CBSR:
             raise OperandError(
                 f"count is int32 with one number a row, not {self.count.dtype} {self.count.shape}"
             )
+        places = {self.values.device, self.index.device, *([] if self.count is None else [self.count.device])}
+        if len(places) > 1:
+            raise OperandError(f"values are on {self.values.device}, index or count on another device")
+        _check_entries(self.values.detach(), self.index, self.count, self.num_columns)
+
+    @classmethod
+    def unchecked(
+        cls,
+        values: Float[Tensor, "n k"],
+        index: Int[Tensor, "n k"],
+        num_columns: int,
+        count: Int[Tensor, " n"] | None = None,
+    ) -> CBSR:
+        """Of columns and counts that :func:`maxk` gave: without the check, which reads all of them.
+
+        Kernels trust columns; others than those of a checked matrix may crash the process.
+        """
+        self = object.__new__(cls)
+        self.values, self.index, self.num_columns, self.count = values, index, num_columns, count
+        return self
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -80,8 +101,18 @@ class CBSR:
         return self.values.shape[1]
 
     def with_values(self, values: Float[Tensor, "n k"]) -> CBSR:
-        """The same columns with other values, such as after dropout."""
-        return CBSR(values, self.index, self.num_columns, self.count)
+        """The same columns with other values, such as after dropout; those beyond a row's count are ignored.
+
+        Raises:
+            OperandError: they are not of the shape of the columns, or on another device.
+        """
+        _check_matrix("values", values)
+        if values.shape != self.index.shape or values.device != self.index.device:
+            raise OperandError(
+                f"values {tuple(values.shape)} on {values.device} do not fit columns "
+                f"{tuple(self.index.shape)} on {self.index.device}"
+            )
+        return CBSR.unchecked(values, self.index, self.num_columns, self.count)
 
     def to_dense(self, *, backend: str = "auto") -> Float[Tensor, "n d"]:
         """The dense matrix; differentiable."""
@@ -173,7 +204,7 @@ def maxk(
     if nan_policy not in _NAN_POLICIES:
         raise OperandError(f"nan_policy is one of {', '.join(_NAN_POLICIES)}, not {nan_policy!r}")
     values, index, count = operators.maxk_select(_contiguous("x", x, strict), k, clip, nan_policy, backend)
-    return CBSR(values, index, columns, count if clip else None)
+    return CBSR.unchecked(values, index, columns, count if clip else None)
 
 
 def cbsr_spmm(
@@ -330,6 +361,48 @@ def _check_matrix(name: str, tensor: Tensor) -> None:
         )
     if tensor.dtype not in _FLOATS:
         raise OperandError(f"{name} is float32, float64, float16 or bfloat16, not {tensor.dtype}")
+
+
+def _check_entries(values: Tensor, index: Tensor, count: Tensor | None, num_columns: int) -> None:
+    """Columns in range and ascending, counts in range, padding as :class:`CBSR` says."""
+    rows, k = index.shape
+    columns = index.int()
+    _refuse(
+        (columns < 0) | (columns >= num_columns),
+        lambda row, t: f"index[{row}, {t}] is {int(index[row, t])}, must be from 0 to {num_columns - 1}",
+    )
+    counted = torch.full((rows,), k, dtype=torch.int32, device=index.device) if count is None else count
+    _refuse(
+        ((counted < 0) | (counted > k))[:, None],
+        lambda row, _: f"count[{row}] is {int(counted[row])}, must be from 0 to k = {k}",
+    )
+    stored = torch.arange(k, device=index.device) < counted[:, None]
+    falls = torch.zeros_like(stored)
+    falls[:, 1:] = columns[:, 1:] <= columns[:, :-1]
+    _refuse(
+        falls & stored,
+        lambda row, t: (
+            f"columns ascend within a row, but index[{row}, {t}] is {int(index[row, t])} after "
+            f"{int(index[row, t - 1])}"
+        ),
+    )
+    if count is None or not k:
+        return
+    last = columns.gather(1, (counted[:, None].long() - 1).clamp(min=0)) * (counted[:, None] > 0)
+    _refuse(
+        ~stored & ((columns != last) | (values != 0)),
+        lambda row, t: (
+            f"row {row} counts {int(counted[row])} entries, so entry {t} is padding: value 0 at column "
+            f"{int(last[row])}, not {float(values[row, t])} at {int(index[row, t])}"
+        ),
+    )
+
+
+def _refuse(bad: Tensor, message: Callable[[int, int], str]) -> None:
+    """Raise the message of the first position (row, entry) that is bad."""
+    if bool(bad.any()):
+        row, entry = bad.nonzero()[0].tolist()
+        raise OperandError(message(row, entry))
 
 
 def _contiguous(name: str, tensor: Tensor, strict: bool) -> Tensor:

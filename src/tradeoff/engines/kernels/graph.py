@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +16,8 @@ from tradeoff.engines.kernels.reference import column_dtype, row_of_entry, swall
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
+
+    from tradeoff.nn.graphs import Adjacency
 
 _NORMALIZATIONS = ("row", "sym", "none")
 
@@ -72,9 +75,9 @@ class Structure:
 class Graph:
     """A sparse n x m matrix A; for a graph, A[target, source] is the weight of the edge source -> target.
 
-    Build one with :meth:`from_csr`, :meth:`from_coo`, :meth:`from_edge_index`, :meth:`from_scipy`; a graph
-    does not change afterwards. Its transpose, which every backward pass needs, is built at the first need
-    and kept.
+    Build one with :meth:`from_csr`, :meth:`from_coo`, :meth:`from_edge_index`, :meth:`from_scipy` or
+    :meth:`from_adjacency`; a graph does not change afterwards. Its transpose, which every backward pass
+    needs, is built at the first need and kept.
 
     Example::
 
@@ -88,6 +91,7 @@ class Graph:
         self.values = values
         self._values_t: Tensor | None = None
         self._transpose: Graph | None = None
+        self._derived: dict[Hashable, tuple[int, Graph]] = {}
 
     @classmethod
     def from_csr(
@@ -189,6 +193,11 @@ class Graph:
         return cls.from_csr(torch.as_tensor(csr.indptr), torch.as_tensor(csr.indices), values, csr.shape[1])
 
     @classmethod
+    def from_adjacency(cls, adjacency: Adjacency) -> Graph:
+        """From the arrays of a data set or a generator; those of the right dtype are shared."""
+        return cls.from_csr(adjacency.indptr, adjacency.indices, adjacency.values)
+
+    @classmethod
     def _coalesced(cls, row: Tensor, column: Tensor, values: Tensor | None, shape: tuple[int, int]) -> Graph:
         order = operators.order_entries(row.contiguous(), column.contiguous(), *shape)
         row, column = row[order], column[order]
@@ -198,7 +207,7 @@ class Graph:
         if values is not None:
             values = values[order]
         elif repeated:
-            values = torch.ones(row.numel(), device=row.device)
+            values = torch.ones(row.numel(), dtype=torch.float32, device=row.device)
         if repeated:
             assert values is not None
             position = first.cumsum(0) - 1
@@ -341,6 +350,18 @@ class Graph:
         """Whether A equals its transpose, weights included."""
         return self.num_rows == self.num_columns and self.transpose() is self
 
+    def derived(self, key: Hashable, build: Callable[[], Graph]) -> Graph:
+        """What ``build`` makes of this graph, kept with it: made once for each ``key``.
+
+        It is made again after the weights were written to, and each time for weights that require gradients.
+        """
+        if self.values is not None and self.values.requires_grad:
+            return build()
+        version = 0 if self.values is None else self.values._version
+        if key not in self._derived or self._derived[key][0] != version:
+            self._derived[key] = version, build()
+        return self._derived[key][1]
+
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Graph:
         """The graph on another device, or with weights of another dtype (float32, float64)."""
         target = self.device if device is None else torch.device(device)
@@ -375,7 +396,9 @@ class Graph:
         return csr_array((data, indices, indptr), shape=self.shape)
 
     def _weights(self) -> Tensor:
-        return torch.ones(self.nnz, device=self.device) if self.values is None else self.values
+        if self.values is not None:
+            return self.values
+        return torch.ones(self.nnz, dtype=torch.float32, device=self.device)
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:

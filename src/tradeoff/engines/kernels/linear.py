@@ -53,8 +53,10 @@ class _CompressedLinear(torch.autograd.Function):
         values, index = values.contiguous(), index.contiguous()
         # Rows of the transposed weights are read, so that what a row of H selects lies together.
         transposed = weight.t().contiguous()
-        ctx.save_for_backward(values, index, transposed)
-        out = torch.empty(add_to.shape)
+        for_values, _, for_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(values if for_weight else None, index, transposed if for_values else None)
+        ctx.num_columns = weight.shape[1]
+        out = torch.empty(add_to.shape, dtype=torch.float32)
         native = backends.native_linear()
         assert native is not None
         operands = (values.numpy(), index.numpy(), transposed.numpy(), add_to.contiguous().numpy())
@@ -70,11 +72,11 @@ class _CompressedLinear(torch.autograd.Function):
         native = backends.native_linear()
         assert native is not None
         if ctx.needs_input_grad[0]:
-            for_values = torch.empty(values.shape)
+            for_values = torch.empty(index.shape, dtype=torch.float32)
             operands = (grad_array, transposed.numpy(), index.numpy())
             native.cbsr_linear_values(*operands, for_values.numpy(), threads)
         if ctx.needs_input_grad[2]:
-            for_transposed = torch.empty(transposed.shape)
+            for_transposed = torch.empty((ctx.num_columns, grad.shape[1]), dtype=torch.float32)
             operands = (grad_array, values.numpy(), index.numpy())
             native.cbsr_linear_weight(*operands, for_transposed.numpy(), threads)
             for_weight = for_transposed.t()

@@ -6,7 +6,7 @@ Products with 64-bit columns, of which there are then more than 2^31 - 1, are le
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
@@ -16,6 +16,9 @@ from tradeoff.engines.kernels import reference
 from tradeoff.engines.kernels.backends import huge_pages_wanted, native_kernels
 from tradeoff.engines.kernels.errors import NanError
 from tradeoff.engines.kernels.reference import column_dtype, index_dtype
+
+if TYPE_CHECKING:
+    from tradeoff.engines.kernels.layout import BucketLayout
 
 _HUGE_BYTES = 4 << 20
 """From this size on results ask for huge pages: the size from which NumPy does."""
@@ -31,12 +34,19 @@ def spmm(
     """Y[i,:] = sum_j a_ij X[j,:]."""
     if indices.dtype != torch.int32:
         return reference.spmm(indptr, indices, values, x, out)
-    wide = _widened(x)
-    y = out if out is not None and out.dtype == wide.dtype else _empty(indptr.numel() - 1, x.shape[1], wide)
-    _native().sparse_spmm(*_arrays(indptr, indices, values, wide, y), torch.get_num_threads())
-    if out is None:
-        return y.to(x.dtype)
-    return out if y is out else out.copy_(y)
+    return _product(indptr, indices, values, x, out, None)
+
+
+def spmm_buckets(
+    layout: BucketLayout,
+    values: Float[Tensor, " nnz"] | None,
+    x: Float[Tensor, "m d"],
+    out: Float[Tensor, "n d"] | None = None,
+) -> Float[Tensor, "n d"]:
+    """A X with rows multiplied in the order of the layout, each written to its own place."""
+    if layout.indices.dtype != torch.int32:
+        return reference.spmm_buckets(layout, values, x, out)
+    return _product(layout.indptr, layout.indices, values, x, out, layout.partition.order)
 
 
 def maxk_select(
@@ -176,6 +186,23 @@ def order_entries(
     order = torch.empty_like(row)
     _native().sparse_order(*_arrays(row, column), num_rows, num_columns, *_arrays(order))
     return order
+
+
+def _product(
+    indptr: Tensor,
+    indices: Tensor,
+    values: Tensor | None,
+    x: Tensor,
+    out: Tensor | None,
+    order: Tensor | None,
+) -> Tensor:
+    """Row i of A X in row order[i] of the result, or in row i."""
+    wide = _widened(x)
+    y = out if out is not None and out.dtype == wide.dtype else _empty(indptr.numel() - 1, x.shape[1], wide)
+    _native().sparse_spmm(*_arrays(indptr, indices, values, wide, y, order), torch.get_num_threads())
+    if out is None:
+        return y.to(x.dtype)
+    return out if y is out else out.copy_(y)
 
 
 def _native() -> Any:

@@ -70,23 +70,14 @@ def spmm(
 
 
 @spmm.register_fake
-def _(
-    indptr: Tensor,
-    indices: Tensor,
-    values: Tensor | None,
-    x: Tensor,
-    indptr_t: Tensor | None,
-    indices_t: Tensor | None,
-    perm: Tensor | None,
-    values_t: Tensor | None,
-    backend: str,
-) -> Tensor:
+def _(indptr: Tensor, indices: Tensor, values: Tensor | None, x: Tensor, *_: Any) -> Tensor:
     return x.new_empty(indptr.shape[0] - 1, x.shape[1])
 
 
 def _spmm_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.backend = inputs
-    ctx.save_for_backward(*tensors)
+    indptr, indices, values, x, *transposed, ctx.backend = inputs
+    kept = x if ctx.needs_input_grad[2] else None  # the gradient of x does not read it
+    ctx.save_for_backward(indptr, indices, values, kept, *transposed)
 
 
 def _spmm_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
@@ -141,22 +132,14 @@ def sddmm(
 
 
 @sddmm.register_fake
-def _(
-    indptr: Tensor,
-    indices: Tensor,
-    y: Tensor,
-    x: Tensor,
-    indptr_t: Tensor | None,
-    indices_t: Tensor | None,
-    perm: Tensor | None,
-    backend: str,
-) -> Tensor:
+def _(indptr: Tensor, indices: Tensor, y: Tensor, x: Tensor, *_: Any) -> Tensor:
     return x.new_empty(indices.shape[0], dtype=_accumulator(x.dtype))
 
 
 def _sddmm_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.backend = inputs
-    ctx.save_for_backward(*tensors)
+    indptr, indices, y, x, *transposed, ctx.backend = inputs
+    _, _, for_y, for_x, *_ = ctx.needs_input_grad  # each reads the other
+    ctx.save_for_backward(indptr, indices, y if for_x else None, x if for_y else None, *transposed)
 
 
 def _sddmm_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
@@ -300,9 +283,7 @@ def _(
     index: Tensor,
     count: Tensor | None,
     num_columns: int,
-    column_offsets: Tensor | None,
-    deterministic: bool,
-    backend: str,
+    *_: Any,
 ) -> Tensor:
     return features.new_empty(indptr.shape[0] - 1, num_columns)
 
@@ -351,23 +332,15 @@ def cbsr_sddmm(
 
 
 @cbsr_sddmm.register_fake
-def _(
-    indptr: Tensor,
-    indices: Tensor,
-    values: Tensor | None,
-    grad: Tensor,
-    index: Tensor,
-    count: Tensor | None,
-    column_offsets: Tensor | None,
-    deterministic: bool,
-    backend: str,
-) -> Tensor:
+def _(indptr: Tensor, indices: Tensor, values: Tensor | None, grad: Tensor, index: Tensor, *_: Any) -> Tensor:
     return grad.new_empty(index.shape)
 
 
 def _cbsr_sddmm_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.deterministic, ctx.backend = inputs
-    ctx.save_for_backward(*tensors)
+    indptr, indices, values, grad, *pattern, ctx.deterministic, ctx.backend = inputs
+    ctx.num_columns = grad.shape[1]
+    kept = grad if ctx.needs_input_grad[2] else None  # its own gradient does not read it
+    ctx.save_for_backward(indptr, indices, values, kept, *pattern)
 
 
 def _cbsr_sddmm_backward(ctx: Any, grad_features: Tensor) -> tuple[Any, ...]:
@@ -380,7 +353,7 @@ def _cbsr_sddmm_backward(ctx: Any, grad_features: Tensor) -> tuple[Any, ...]:
         for_values = cbsr_edge_dots(indptr, indices, grad, grad_features, index, count, offsets, ctx.backend)
     if ctx.needs_input_grad[3]:
         for_grad = cbsr_spmm(
-            *(indptr, indices, values, grad_features, index, count, grad.shape[1], offsets),
+            *(indptr, indices, values, grad_features, index, count, ctx.num_columns, offsets),
             *(ctx.deterministic, ctx.backend),
         )
     return None, None, for_values, for_grad, None, None, None, None, None
@@ -408,22 +381,16 @@ def cbsr_edge_dots(
 
 
 @cbsr_edge_dots.register_fake
-def _(
-    indptr: Tensor,
-    indices: Tensor,
-    grad: Tensor,
-    features: Tensor,
-    index: Tensor,
-    count: Tensor | None,
-    column_offsets: Tensor | None,
-    backend: str,
-) -> Tensor:
+def _(indptr: Tensor, indices: Tensor, grad: Tensor, *_: Any) -> Tensor:
     return grad.new_empty(indices.shape[0], dtype=_accumulator(grad.dtype))
 
 
 def _edge_dots_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.backend = inputs
-    ctx.save_for_backward(*tensors)
+    indptr, indices, grad, features, *pattern, ctx.backend = inputs
+    ctx.num_columns = grad.shape[1]
+    _, _, for_grad, for_features, *_ = ctx.needs_input_grad  # each reads the other
+    kept = grad if for_features else None, features if for_grad else None
+    ctx.save_for_backward(indptr, indices, *kept, *pattern)
 
 
 def _edge_dots_backward(ctx: Any, grad_dots: Tensor) -> tuple[Any, ...]:
@@ -432,7 +399,7 @@ def _edge_dots_backward(ctx: Any, grad_dots: Tensor) -> tuple[Any, ...]:
     for_grad = for_features = None
     if ctx.needs_input_grad[2]:
         for_grad = cbsr_spmm(
-            *(indptr, indices, grad_dots, features, index, count, grad.shape[1], offsets, True, ctx.backend)
+            *(indptr, indices, grad_dots, features, index, count, ctx.num_columns, offsets, True, ctx.backend)
         )
     if ctx.needs_input_grad[3]:
         for_features = cbsr_sddmm(indptr, indices, grad_dots, grad, index, count, offsets, True, ctx.backend)

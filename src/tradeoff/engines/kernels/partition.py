@@ -111,8 +111,10 @@ class PartitionStats:
         records: blocks.
         bytes: of the records.
         warp_level_bytes: of a scheme with one record of 16 bytes for each ``nnz_per_warp`` non-zeros of a
-        row. padding: slots of warps that serve rows over non-zeros; 1 where each slot has one. split:
-        fraction of the non-zeros that lie in rows cut into segments. empty_rows: rows that no block serves.
+            row.
+        padding: slots of warps that serve rows over non-zeros; 1 where each slot has one.
+        split: fraction of the non-zeros that lie in rows cut into segments.
+        empty_rows: rows that no block serves.
         seconds: that sorting and partitioning took.
     """
 
@@ -244,8 +246,7 @@ class BlockPartition:
         layout = self.layout(graph.structure)
         learned = graph.values is not None and graph.values.requires_grad
         if out is not None:
-            buckets.multiply(layout, graph.values, x, out, not learned, backend)
-            return out
+            return buckets.multiply(layout, graph.values, x, out, not learned, backend)
         tensors: tuple[Any, ...] = (None, None, None, None)
         transposed = None
         if torch.is_grad_enabled() and (learned or x.requires_grad):

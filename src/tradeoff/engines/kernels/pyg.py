@@ -6,8 +6,8 @@
 
 The layers are PyG's own with another ``propagate``: same arguments, parameters, ``state_dict`` and results,
 gradients included. An edge list becomes a :class:`Graph` at its first use and is recognized afterwards by
-identity, so that layers and epochs share the sorting and the transpose; a :class:`Graph` or a torch sparse
-matrix may be given in its place.
+identity, so that layers and epochs share the sorting and the transpose, for as long as the edge list lives; a
+:class:`Graph` or a torch sparse matrix may be given in its place.
 """
 
 from __future__ import annotations
@@ -70,11 +70,11 @@ class _Kernels(torch_geometric.nn.MessagePassing):  # type: ignore[misc]
 
 
 class GCNConv(_Kernels, torch_geometric.nn.GCNConv):  # type: ignore[misc]
-    """The layer of Kipf and Welling, "Semi-Supervised Classification with Graph Convolutional Networks", ICLR
-    2017.
+    """The graph convolution of Kipf and Welling.
 
-    Arguments and shapes are those of ``torch_geometric.nn.GCNConv``, and ``k`` (send the k largest features
-    only), ``strategy`` and ``partition`` (of :func:`spmm`).
+    From "Semi-Supervised Classification with Graph Convolutional Networks", ICLR 2017. Arguments and shapes
+    are those of ``torch_geometric.nn.GCNConv``, and ``k`` (send the k largest features only), ``strategy``
+    and ``partition`` (of :func:`spmm`).
 
     X' = D^-1/2 A D^-1/2 X W + b with A including self-loops and D its row sums.
     """
@@ -200,7 +200,9 @@ def _matrix(edges: Edges, weights: Tensor | None, size: tuple[int, int], flow: s
         return Graph.from_coo(target, source, weights, size)
     if isinstance(edges, Tensor):
         csr = edges.to_sparse_csr()
-        edges = Graph.from_csr(csr.crow_indices(), csr.col_indices(), csr.values(), csr.shape[1])
+        # The values of a sparse tensor are a view that keeps it alive.
+        values = csr.values() if csr.requires_grad else csr.values().detach()
+        edges = Graph.from_csr(csr.crow_indices(), csr.col_indices(), values, csr.shape[1])
     if edges.shape != size:
         raise GraphError(f"{edges} does not fit {size[1]} sources and {size[0]} targets")
     return edges
@@ -236,11 +238,15 @@ def _weighted(graph: Graph, dtype: torch.dtype) -> Graph:
 def _remember(
     edges: Edges, weights: Tensor | None, key: tuple[Any, ...], build: Callable[[], Graph]
 ) -> Graph:
-    """What ``build`` gave for these very tensors, unless one was written to since; else what it gives."""
+    """What ``build`` gave for these very edges, unless one was written to since; else what it gives.
+
+    A graph keeps what was made of it itself; an edge list, which cannot, is looked up by identity.
+    """
+    if weights is not None and (isinstance(edges, Graph) or edges.layout != torch.strided):
+        raise GraphError("edge_weight goes with an edge list; a matrix has weights of its own")
     if isinstance(edges, Graph):
-        weights = edges.values
-        edges = edges.structure.indices
-    if weights is not None and weights.requires_grad:
+        return edges.derived(key, build)
+    if edges.requires_grad or (weights is not None and weights.requires_grad):
         return build()
     if edges not in _remembered:
         _remembered[edges] = {}

@@ -17,12 +17,16 @@ from __future__ import annotations
 
 import functools
 import warnings
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from tradeoff.engines.kernels.errors import NanError
+
+if TYPE_CHECKING:
+    from tradeoff.engines.kernels.layout import BucketLayout
 
 _CHUNK_ELEMENTS = 1 << 24
 """Most elements of a temporary of the gathering operators."""
@@ -42,6 +46,18 @@ def spmm(
     else:
         y = _matrix(indptr, indices, _ones_if_none(values, indices, wide), x.shape[0]) @ wide
     return _narrowed(y, x, out)
+
+
+def spmm_buckets(
+    layout: BucketLayout,
+    values: Float[Tensor, " nnz"] | None,
+    x: Float[Tensor, "m d"],
+    out: Float[Tensor, "n d"] | None = None,
+) -> Float[Tensor, "n d"]:
+    """A X of the matrix that a layout holds with its rows sorted; ``values`` are in the layout's order."""
+    y = spmm(layout.indptr, layout.indices, values, x)
+    out = torch.empty_like(y) if out is None else out
+    return out.index_copy_(0, layout.order, y)
 
 
 def maxk_select(

@@ -49,10 +49,12 @@ def spmm_buckets(
     layout: BucketLayout,
     values: Float[Tensor, " nnz"] | None,
     x: Float[Tensor, "m d"],
-    out: Float[Tensor, "n d"],
-) -> None:
-    """Write A X into ``out``, a program a block of rows of equal degree; ``values`` in the layout's order."""
-    triton_spmm.spmm_buckets(layout, values, x, out)
+    out: Float[Tensor, "n d"] | None = None,
+) -> Float[Tensor, "n d"]:
+    """A X, a program a block of rows of equal degree; see :func:`reference.spmm_buckets`."""
+    y = x.new_empty(len(layout.order), x.shape[1]) if out is None else out
+    triton_spmm.spmm_buckets(layout, values, x, y)
+    return y
 
 
 def maxk_select(

@@ -28,16 +28,11 @@ from tradeoff.engines.kernels.triton_launch import Tiles, accumulator, column_ti
 
 
 @triton.jit
-def rows_kernel(
-    indptr, indices, values, x, out, columns,
+def _sum_of_entries(
+    at, end, indices, values, x, column, inside, columns,
     WEIGHTED: tl.constexpr, SUM: tl.constexpr, EDGES: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """One row of the result times COLUMNS columns, EDGES neighbors a step."""
-    row = tl.program_id(0).to(tl.int64)
-    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    inside = column < columns
-    at = tl.load(indptr + row)
-    end = tl.load(indptr + row + 1)
+    """Entries [at, end) of A times their rows of X, in COLUMNS columns, EDGES entries a step."""
     total = tl.zeros([EDGES, COLUMNS], SUM)
     while at < end:
         entry = at + tl.arange(0, EDGES)
@@ -50,7 +45,21 @@ def rows_kernel(
             features *= tl.load(values + entry, mask=here, other=0.0).to(SUM)[:, None]
         total += features
         at += EDGES
-    y = tl.sum(total, 0)
+    return tl.sum(total, 0)
+
+
+@triton.jit
+def rows_kernel(
+    indptr, indices, values, x, out, columns,
+    WEIGHTED: tl.constexpr, SUM: tl.constexpr, EDGES: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """One row of the result times COLUMNS columns, EDGES neighbors a step."""
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    inside = column < columns
+    at = tl.load(indptr + row)
+    end = tl.load(indptr + row + 1)
+    y = _sum_of_entries(at, end, indices, values, x, column, inside, columns, WEIGHTED, SUM, EDGES, COLUMNS)
     tl.store(out + row * columns + column, y.to(out.dtype.element_ty), mask=inside)
 
 
@@ -111,19 +120,7 @@ def segments_kernel(
     end = at + tl.load(record + 3).to(tl.int64)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     inside = column < columns
-    total = tl.zeros([EDGES, COLUMNS], SUM)
-    while at < end:
-        entry = at + tl.arange(0, EDGES)
-        here = entry < end
-        neighbor = tl.load(indices + entry, mask=here, other=0).to(tl.int64)
-        features = tl.load(
-            x + neighbor[:, None] * columns + column[None, :], mask=here[:, None] & inside[None, :], other=0.0
-        ).to(SUM)
-        if WEIGHTED:
-            features *= tl.load(values + entry, mask=here, other=0.0).to(SUM)[:, None]
-        total += features
-        at += EDGES
-    y = tl.sum(total, 0)
+    y = _sum_of_entries(at, end, indices, values, x, column, inside, columns, WEIGHTED, SUM, EDGES, COLUMNS)
     if ATOMIC:
         row = tl.load(order + tl.load(record + 1)).to(tl.int64)
         tl.atomic_add(out + row * columns + column, y, mask=inside)
@@ -190,8 +187,7 @@ def spmm_buckets(
         x: features.
         out: where the result goes; its rows are in their own order.
         atomic: add segments of long rows as they come, so that sums of such rows vary from run to run, in
-        place
-            of joining them in order.
+            place of joining them in order.
     """
     if not out.numel():
         return

@@ -1,8 +1,7 @@
 """Training with masks: inactive weights stay exactly zero, and the masks move by a rule.
 
 The work is done by hooks of the optimizer, so it goes with any training loop: after gradients were averaged
-    over
-processes and unscaled, before and after each step.
+over processes and unscaled, before and after each step.
 """
 
 import warnings

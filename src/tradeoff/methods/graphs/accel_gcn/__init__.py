@@ -2,7 +2,7 @@
 
 from tradeoff.engines.kernels import BlockPartition
 
-from .bench import PEERS, ProductTimes, check_product, geometric_mean, peer_products, time_products
+from .bench import PEERS, ProductTimes, check_product, peer_products, time_products
 from .model import GCN
 from .scheduling import accel_gcn_costs, imbalance, makespan, row_per_warp_costs, warp_chunk_costs
 from .training import Trained, train
@@ -15,7 +15,6 @@ __all__ = [
     "Trained",
     "accel_gcn_costs",
     "check_product",
-    "geometric_mean",
     "imbalance",
     "makespan",
     "peer_products",

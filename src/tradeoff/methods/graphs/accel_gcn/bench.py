@@ -1,8 +1,6 @@
 """Products of one matrix by blocks, by rows and by peers: checked against float64, then timed."""
 
 import importlib.util
-import math
-import time
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -15,9 +13,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tradeoff.core.errors import EngineError
-from tradeoff.core.timing import side_by_side
+from tradeoff.core.timing import ProcessorClock, SideBySide, side_by_side
 from tradeoff.engines.kernels import BlockPartition, Graph, spmm
-from tradeoff.engines.kernels.gpu_timing import median_seconds
+from tradeoff.engines.kernels.device_timing import side_by_side_on_gpu, threads
 
 PEERS = ("torch", "scipy", "cusparse", "dgl", "pyg")
 """``torch`` is torch.sparse on the CPU, ``cusparse`` the same on a GPU."""
@@ -31,29 +29,24 @@ class WrongProduct(EngineError, ValueError):
 
 @dataclass(frozen=True)
 class ProductTimes:
-    """Seconds of one product at one width.
+    """What products at one width took.
 
     Attributes:
         width: columns of X.
-        seconds: candidate -> processor seconds on a CPU, its own time on a GPU.
+        timings: of the candidates by turns: processor seconds of one thread on a CPU, its own time on a GPU.
     """
 
     width: int
-    seconds: dict[str, float]
+    timings: SideBySide
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Candidate -> median seconds."""
+        return {name: timing.median for name, timing in self.timings.timings.items()}
 
     def speedup(self, ours: str, peer: str) -> float:
-        """How many times as fast ``ours`` is."""
-        return self.seconds[peer] / self.seconds[ours]
-
-
-class _ProcessorClock:
-    """Reads processor time where a wall clock is asked for: other work on the machine does not count."""
-
-    def wall(self) -> float:
-        return time.process_time()
-
-    def cpu(self) -> float:
-        return time.process_time()
+        """How many times as fast ``ours`` is: median over the turns, in which both had the same machine."""
+        return self.timings.ratio(peer, ours)[0]
 
 
 def available_peers(device: str, wanted: Iterable[str] = PEERS) -> list[str]:
@@ -138,7 +131,7 @@ def time_products(
     """Time the product of a graph with random features of some widths, all candidates by turns.
 
     Args:
-        graph: on the CPU, where processor seconds are taken, or on a GPU.
+        graph: on the CPU, where processor seconds of one thread are taken, or on a GPU.
         widths: columns of X.
         partition: of the graph; one is made if not given.
         peers: of :data:`PEERS`, which must be here.
@@ -159,24 +152,12 @@ def time_products(
         if check:
             check_product(graph, x, products)
         if graph.device.type == "cpu":
-            timed = side_by_side(products, rounds=rounds, sample_seconds=0, clock=_ProcessorClock())
-            seconds = {name: min(timing.samples) for name, timing in timed.timings.items()}
+            with threads(1):
+                timings = side_by_side(products, rounds=rounds, clock=ProcessorClock())
         else:
-            seconds = median_seconds(products, flush=flush)
-        results.append(ProductTimes(width, seconds))
+            timings = side_by_side_on_gpu(products, flush=flush)
+        results.append(ProductTimes(width, timings))
     return results
-
-
-def geometric_mean(values: Iterable[float]) -> float:
-    """The mean of ratios.
-
-    Raises:
-        ValueError: no values.
-    """
-    logs = [math.log(value) for value in values]
-    if not logs:
-        raise ValueError("a mean needs at least one value")
-    return math.exp(math.fsum(logs) / len(logs))
 
 
 def _weights(graph: Graph) -> Tensor:

@@ -63,7 +63,7 @@ def bench(
     for name in names:
         if name not in present:
             typer.echo(f"{name} is not installed, or does not run on {device}: left out", err=True)
-    matrix = Graph.from_csr(arrays.indptr, arrays.indices, arrays.values).to(device)
+    matrix = Graph.from_adjacency(arrays).to(device)
     partition = BlockPartition.from_graph(matrix, warps=warps, nnz_per_warp=nnz_per_warp)
     document: dict[str, Any] = {"graph": graph, "rows": matrix.num_rows, "nnz": matrix.nnz, "device": device}
     document["partition"] = _show_partition(matrix, partition)
@@ -122,7 +122,7 @@ def _show_products(times: "list[ProductTimes]", device: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from .bench import geometric_mean
+    from tradeoff.core.statistics import geometric_mean
 
     names = list(times[0].seconds)
     ours = "buckets" if device == "cuda" else "rows"
@@ -171,8 +171,9 @@ def _show_training(
         model = GCN(features, 128, out_dim=classes, **options).to(device)
         trained = train(model, x, adjacency, y, every, every, epochs=epochs)
         results[name] = {"losses": trained.losses, "epoch_seconds": trained.epoch_seconds}
+        unit = "GPU" if device == "cuda" else "processor"
         typer.echo(
-            f"GCN by {name}: {trained.epoch_seconds:.3f} processor seconds an epoch, "
+            f"GCN by {name}: {trained.epoch_seconds:.3f} {unit} seconds an epoch, "
             f"losses {trained.losses[0]:.5f} to {trained.losses[-1]:.5f}"
         )
     return results

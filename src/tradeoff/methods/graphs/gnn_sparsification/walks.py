@@ -1,8 +1,7 @@
 """Random walks that go forward in time, and node embeddings learned from them.
 
 Walks: Nguyen et al., "Continuous-Time Dynamic Network Embeddings", 2018. Embeddings: skip-gram with negative
-    sampling,
-Mikolov et al., 2013.
+sampling, Mikolov et al., 2013.
 """
 
 import numpy as np

@@ -89,13 +89,13 @@ class _Aggregate(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(index, count)
         ctx.num_columns, ctx.graph, ctx.backward_kernel = num_columns, graph, backward
-        return _forward(graph, CBSR(values, index, num_columns, count), forward)
+        return _forward(graph, CBSR.unchecked(values, index, num_columns, count), forward)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         index, count = ctx.saved_tensors
-        columns = CBSR(grad.new_empty(index.shape), index, ctx.num_columns, count)
+        columns = CBSR.unchecked(grad.new_empty(index.shape), index, ctx.num_columns, count)
         for_values = _backward(ctx.graph, grad.contiguous(), columns, ctx.backward_kernel)
         return for_values, None, None, None, None, None, None
 
@@ -163,7 +163,7 @@ def _calibrate(graph: Graph, num_columns: int, k: int, direction: Direction) -> 
         # The dense backward pass multiplies by the transpose, so it samples rows of that one.
         parts = {"cbsr": _sampled(graph), "dense": _sampled(graph.transpose())}
         calls = {
-            "cbsr": lambda part: cbsr_sddmm(part, dense[: part.num_rows], features.index),
+            "cbsr": lambda part: cbsr_sddmm(part, dense[: part.num_rows], features),
             "dense": lambda part: spmm(part, dense[: part.num_columns]),
         }
         convert = partial(torch.gather, dense[: graph.num_columns], 1, index)

@@ -8,7 +8,7 @@ import torch
 
 from tradeoff.data.graphs import NodeData, load, load_structure
 from tradeoff.engines.kernels import Graph
-from tradeoff.nn.graphs import NAMED, Adjacency, community_labels
+from tradeoff.nn.graphs import NAMED, community_labels
 
 _COMMUNITIES, _FEATURES = 41, 64
 _SIGNAL = 0.3
@@ -27,7 +27,7 @@ def load_nodes(name: str) -> tuple[NodeData, Graph]:
         DataError: no such data set or generator, a number of it is wrong, or the data is not here.
     """
     data = _generated(name) if name in NAMED or ":" in name else load(name)
-    return data, to_graph(data.graph)
+    return data, Graph.from_adjacency(data.graph)
 
 
 def _generated(name: str) -> NodeData:
@@ -50,9 +50,3 @@ def _generated(name: str) -> NodeData:
         num_classes=communities,
         origin="generated",
     )
-
-
-def to_graph(adjacency: Adjacency) -> Graph:
-    """The matrix as the kernels take it; arrays are shared."""
-    values = None if adjacency.values is None else torch.from_numpy(adjacency.values)
-    return Graph.from_csr(torch.from_numpy(adjacency.indptr), torch.from_numpy(adjacency.indices), values)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from tradeoff.core.timing import side_by_side
+from tradeoff.core.timing import ProcessorClock, side_by_side
 from tradeoff.engines.kernels import Graph, maxk
 
 from .aggregation import Aggregation, aggregate
@@ -20,21 +19,6 @@ from .model import sparse_if_worth
 from .training import node_loss
 
 _PROFILES = 1
-
-
-class ProcessorClock:
-    """Processor seconds in place of the clock on the wall: neighbors on the machine do not count.
-
-    With one thread the two agree on a quiet machine.
-    """
-
-    def wall(self) -> float:
-        """Processor seconds of this process."""
-        return time.process_time()
-
-    def cpu(self) -> float:
-        """Processor seconds of this process."""
-        return time.process_time()
 
 
 @dataclass(frozen=True)
