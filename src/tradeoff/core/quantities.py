@@ -55,6 +55,7 @@ _TABLE = (
         ("auc_new", "", "the same on held-out pairs of nodes that never met before"),
         ("f1", "", "harmonic mean of precision and recall on held-out examples"),
         ("ndcg", "", "normalized discounted cumulative gain of a ranking, cut at 10"),
+        ("episode_return", "", "sum of rewards of an episode, mean over the last episodes of a training"),
         ("success_rate", "", "fraction of tasks solved"),
         ("sparsity", "", "fraction of weights that are zero"),
         ("training_sparsity", "", "fraction of weights that were inactive, over all optimizer steps"),
@@ -64,6 +65,8 @@ _TABLE = (
     *_rows(
         Direction.LOWER,
         ("loss", "", "the training objective on held-out examples"),
+        ("validation_loss", "", "the training objective on the examples by which a step is chosen"),
+        ("student_kl", "", "divergence of a student's predictions from those of the network it imitates"),
         ("perplexity", "", "exponential of the mean negative log-likelihood of a held-out token"),
         ("relu_count", "ReLUs", "comparisons left in the network, per image"),
         ("mask_flips", "flips", "changes of a selection mask beyond those that its final state needs"),

@@ -43,8 +43,8 @@ class Losses:
     Attributes:
         teacher: ``task + alpha * mean penalty``; None where the teacher does not learn.
         students: of each student.
-        stats: ``task``, the teacher's own loss, ``imitability``, its penalty before alpha, and
-            ``student_kl``, the mean divergence that students have to close.
+        stats: ``student_kl``, the mean divergence that students have to close and, where the teacher learns,
+            ``task``, its own loss, and ``imitability``, its penalty before alpha.
     """
 
     teacher: Tensor | None
@@ -95,6 +95,12 @@ class LoT(nn.Module):
         seed: of the students' weights and dropout and of the order of additional batches; the random
             numbers of the teacher are not touched.
 
+    Attributes:
+        stats: of the last joint batch, see :class:`Losses`.
+        steps: updates of the teacher.
+        extra_batches: the students' additional batches so far.
+        memories: of recurrent networks.
+
     Raises:
         InvalidSetting: a setting is out of range.
         InvalidStudent: a student shares a tensor with another network, or is equal to the teacher.
@@ -137,6 +143,7 @@ class LoT(nn.Module):
         self.teacher = teacher
         self.students = nn.ModuleList(_make_students(students, make_student, seed))
         _check_students(teacher, list(self.students))
+        self.stats: dict[str, float] = {}
         self.steps = 0
         self.extra_batches = 0
         self.memories: dict[str, Memory | None] = {}
@@ -178,13 +185,15 @@ class LoT(nn.Module):
             z_s = [self._call(s, x, f"{networks}-student-{i}") for i, s in enumerate(self.students)]
         return z_t, z_s
 
-    def losses(self, z_t: Tensor, z_s: Sequence[Tensor], y: Tensor, *, teacher_learns: bool = True) -> Losses:
+    def losses(
+        self, z_t: Tensor, z_s: Sequence[Tensor], y: Tensor | None, *, teacher_learns: bool = True
+    ) -> Losses:
         """Losses of all networks from their logits.
 
         Args:
             z_t: the teacher's logits ``(..., classes)``.
             z_s: each student's, of the same shape.
-            y: targets ``(...,)``; those of -100 are left out.
+            y: targets ``(...,)``; those of -100 are left out. None where students imitate and no more.
             teacher_learns: False for additional batches, which give the teacher no loss.
 
         Raises:
@@ -194,18 +203,21 @@ class LoT(nn.Module):
         """
         where = "the joint batch" if teacher_learns else "an additional batch"
         self.check_outputs(z_t, z_s, where)
-        z_t, *z_s, y = _counted_rows(z_t, *z_s, y)
-        with torch.set_grad_enabled(teacher_learns and torch.is_grad_enabled()):
-            task = self.task_loss(z_t, y)
+        if y is None and (teacher_learns or self.student_loss.endswith("_ce")):
+            raise MissingBatches(f"{where} has no targets; student_loss={self.student_loss!r} needs them")
+        if y is not None:
+            z_t, *z_s, y = _counted_rows(z_t, *z_s, y)
         student_kl = self.imitation(z_t, z_s)
         students = student_kl
         if self.student_loss.endswith("_ce"):
-            students = [self.task_loss(z, y) + self.alpha * kl for z, kl in zip(z_s, student_kl, strict=True)]
-        stats = {"task": float(task.detach()), "student_kl": _mean(student_kl)}
+            tasks = [self.task_loss(z, cast(Tensor, y)) for z in z_s]
+            students = [task + self.alpha * kl for task, kl in zip(tasks, student_kl, strict=True)]
+        stats = {"student_kl": _mean(student_kl)}
         if not teacher_learns:
             return Losses(None, students, stats)
+        task = self.task_loss(z_t, cast(Tensor, y))
         teacher, penalty = self.regularized(task, z_t, z_s)
-        return Losses(teacher, students, {**stats, "imitability": penalty})
+        return Losses(teacher, students, {"task": float(task.detach()), "imitability": penalty, **stats})
 
     def regularized(self, task: Tensor, z_t: Tensor, z_s: Sequence[Tensor]) -> tuple[Tensor, float]:
         """The teacher's loss, and its penalty before alpha.
@@ -256,28 +268,31 @@ class LoT(nn.Module):
                 f"batches, not {len(extra)}"
             )
         optimizer = self._optimizer()
-        losses = self.losses(*self(x, "joint"), y)
+        z_t, z_s = self(x, "joint")
+        losses = self.losses(z_t, z_s, y)
         optimizer.zero_grad(set_to_none=True)
         losses.total.backward()  # type: ignore[no-untyped-call]
         self.clip()
         optimizer.step()
-        self.steps += 1
+        self.steps, self.stats = self.steps + 1, losses.stats
         for inputs, targets in extra:
             self.student_step(inputs, targets, optimizer)
         return losses.stats
 
     def student_step(
-        self, x: Any, y: Tensor, optimizer: torch.optim.Optimizer | None = None
+        self, x: Any, y: Tensor | None = None, optimizer: torch.optim.Optimizer | None = None
     ) -> dict[str, float]:
         """One update of each student on an additional batch; the teacher, buffers included, stays as it is.
 
         Args:
-            x, y: the batch.
+            x: inputs.
+            y: targets; None, so that the data needs no labels, where students imitate and no more (``kl``).
             optimizer: the one of all networks, if it is not :attr:`optimizer`.
         """
         optimizer = optimizer or self._optimizer()
         optimizer.zero_grad(set_to_none=True)  # which keeps it from the teacher
-        losses = self.losses(*self(x, "extra"), y, teacher_learns=False)
+        z_t, z_s = self(x, "extra")
+        losses = self.losses(z_t, z_s, y, teacher_learns=False)
         losses.total.backward()  # type: ignore[no-untyped-call]
         self._average_gradients()
         self.clip()

@@ -70,7 +70,9 @@ class _Students(Callback):
         self.sums: dict[str, float] = {}
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        losses = self.lot.losses(*model(x, "joint"), y)
+        z_t, z_s = model(x, "joint")
+        losses = self.lot.losses(z_t, z_s, y)
+        self.lot.stats = losses.stats
         for name, value in losses.stats.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
         return losses.total
