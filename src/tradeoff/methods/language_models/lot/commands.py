@@ -98,7 +98,7 @@ def _print(task: str, title: str, rows: "list[Row]") -> None:
         table.add_row(
             row.name,
             f"{row.steps:,}",
-            f"{row.score:.4f} ± {row.deviation:.4f}",
+            f"{row.score:.4g} ± {row.deviation:.2g}" if row.deviation else f"{row.score:.4g}",
             "" if row.student_kl is None else f"{row.student_kl:.4f}",
             "" if row.flops is None else f"{row.flops / 1e9:,.1f}",
             f"{row.seconds:.1f}",
