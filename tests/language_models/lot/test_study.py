@@ -208,7 +208,7 @@ def test_policies_are_told_by_their_version(capsys: pytest.CaptureFixture[str]) 
     assert is_policy("CartPole-v1")
     assert not is_policy("digits")
     pytest.importorskip("gymnasium")
-    main(["lot", "train", "--task", "CartPole-v1", "--steps", "600", "--seeds", "1", "--alpha", "0.5"])
+    tradeoff(*["lot", "train", "--task", "CartPole-v1", "--steps", "600", "--seeds", "1", "--alpha", "0.5"])
     assert "return of an episode" in capsys.readouterr().out
 
 

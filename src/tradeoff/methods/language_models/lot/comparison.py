@@ -3,7 +3,6 @@
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import ceil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -132,8 +131,8 @@ def compare_training(
             run(f"LoT, alpha {alpha:g}", "lot", steps, settings, out if alpha == with_lot[-1] else None)
         )
     if with_lot:
-        factor = (rows[-1].flops or 0.0) / (rows[0].flops or 1.0)
-        rows.append(run("plain, as many operations", "plain", ceil(steps * factor), lot, None))
+        ours, plain = (int(row.flops or 1) for row in (rows[-1], rows[0]))
+        rows.append(run("plain, as many operations", "plain", -(-steps * ours // plain), lot, None))
     return ("test accuracy" if tasks[0].classifies else "test loss, nats"), rows
 
 
