@@ -182,8 +182,9 @@ def test_the_verb_prints_a_table_and_keeps_weights(
         "LoT, alpha 1",
         "plain, as many operations",
     ]
-    assert rows[-1]["steps"] == 20
-    assert rows[-1]["flops"] >= rows[2]["flops"]
+    per_step = rows[0]["flops"] / 6
+    assert 0 <= rows[-1]["flops"] - rows[2]["flops"] < per_step
+    assert rows[-1]["flops"] == rows[-1]["steps"] * per_step
     assert rows[0]["peak_memory"] > 0
     weights = load_file(tmp_path / "weights" / "seed-1.safetensors")
     assert "fc.weight" in weights
