@@ -327,6 +327,11 @@ def test_missing_batches_and_optimizer() -> None:
     x, y = data()[:16]
     with pytest.raises(MissingBatches, match="1 additional batches, not 0"):
         lot().step(x, y)
+    with pytest.raises(MissingBatches, match="an additional batch has no example"):
+        lot().student_step(x, torch.full((16,), -100))
+    with pytest.raises(MissingBatches, match="kl_ce"):
+        lot().student_step(x)
+    lot(student_loss="kl").student_step(x)
     with pytest.raises(InvalidSetting, match="optimizer"):
         lot(optimizer=None, student_steps=1).step(x, y)
     with pytest.raises(MissingBatches, match="by index"):

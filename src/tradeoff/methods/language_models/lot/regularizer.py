@@ -200,6 +200,7 @@ class LoT(nn.Module):
             InvalidStudent: the shapes of teacher and student differ.
             StudentDiverged: a student's logits are not finite.
             TrainingDiverged: the teacher's are not.
+            MissingBatches: the batch is empty, or lacks targets that are needed.
         """
         where = "the joint batch" if teacher_learns else "an additional batch"
         self.check_outputs(z_t, z_s, where)
@@ -207,6 +208,8 @@ class LoT(nn.Module):
             raise MissingBatches(f"{where} has no targets; student_loss={self.student_loss!r} needs them")
         if y is not None:
             z_t, *z_s, y = _counted_rows(z_t, *z_s, y)
+        if not z_t.numel():
+            raise MissingBatches(f"{where} has no example that counts")
         student_kl = self.imitation(z_t, z_s)
         students = student_kl
         if self.student_loss.endswith("_ce"):
@@ -477,7 +480,7 @@ def _check(
 def _check_students(teacher: nn.Module, students: Sequence[nn.Module]) -> None:
     owner: dict[int, str] = {}
     for name, network in (("the teacher", teacher), *((f"student {i}", s) for i, s in enumerate(students))):
-        own = {t.data_ptr(): key for key, t in network.state_dict(keep_vars=True).items() if t.numel()}
+        own = {t.data_ptr(): key for key, t in network.state_dict(keep_vars=True).items() if t.data_ptr()}
         shared = own.keys() & owner.keys()
         if shared:
             pointer = shared.pop()
