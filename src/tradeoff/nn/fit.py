@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from tradeoff.core.errors import TradeoffError
 from tradeoff.nn.augment import crop_and_flip, progressive_scale, resize
-from tradeoff.nn.checkpoint import CheckpointMismatch, load_checkpoint, save_checkpoint
+from tradeoff.nn.checkpoint import CheckpointMismatch, hold_checkpoint, load_checkpoint, save_checkpoint
 from tradeoff.nn.lookahead import Lookahead
 from tradeoff.nn.optimization import Schedule, learning_rate, make_optimizer
 
@@ -217,6 +217,7 @@ def fit(
 
     Raises:
         TrainingDiverged: the loss is infinite or NaN.
+        CheckpointInUse: another process is training with ``checkpoint``.
         CheckpointMismatch: ``checkpoint`` belongs to another configuration, model or data size.
         ValueError: no training data, a parameter group that does not fit the model, a batch that does not
             divide over the processes, or a checkpoint together with FSDP.
@@ -309,6 +310,13 @@ class _Fit:
         self.epoch_seconds = 0.0
 
     def run(self) -> History:
+        """Train to the end; with a checkpoint, as the only process that does so."""
+        if self.checkpoint is None or not self.accelerator.is_main_process:
+            return self._run()
+        with hold_checkpoint(self.checkpoint):
+            return self._run()
+
+    def _run(self) -> History:
         state = self.state
         if self.checkpoint is not None and self.checkpoint.exists():
             self._resume(self.checkpoint)
@@ -365,7 +373,7 @@ class _Fit:
     def _step(self, inputs: Tensor, targets: Tensor) -> None:
         state, config = self.state, self.config
         seed = self._seed(state.step)
-        torch.manual_seed(seed)
+        _seed_device(state.device, seed)
         inputs = augment(
             inputs.to(state.device, non_blocking=True),
             config,
@@ -557,6 +565,13 @@ def _processes() -> int:
 
 def _rank() -> int:
     return int(os.environ.get("RANK", "0"))
+
+
+def _seed_device(device: torch.device, seed: int) -> None:
+    """Seed the host and the device that trains; ``torch.manual_seed`` would visit every kind of device."""
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
 
 
 def _mix(*numbers: int) -> int:
