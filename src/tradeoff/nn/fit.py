@@ -81,7 +81,7 @@ class FitConfig(BaseModel):
     epochs: int | None = Field(default=None, ge=0)
     steps: int | None = Field(default=None, ge=0)
     batch_size: int = Field(default=128, ge=1)
-    optimizer: Literal["sgd", "adam"] = "sgd"
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     learning_rate: float = Field(default=0.1, gt=0)
     final_learning_rate: float = Field(default=0.0, ge=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)
@@ -203,8 +203,9 @@ def fit(
         loss: ``loss(model, inputs, targets)`` gives a scalar; cross-entropy when not given. Call the
             model that is passed, not one captured from outside, or processes do not share gradients.
         parameter_groups: mappings with ``params`` and any of ``learning_rate``, ``final_learning_rate``,
-            ``weight_decay``, ``momentum``, ``schedule``, which replace the configuration's. Parameters
-            of the model that no group lists are trained with the configuration's own values.
+            ``weight_decay``, ``momentum``, ``schedule``, which replace the configuration's, and of Adam
+            ``betas`` and ``eps``. Parameters of the model that no group lists are trained with the
+            configuration's own values.
         checkpoint: file to go on from if it exists, and to write while training.
 
     Returns:
