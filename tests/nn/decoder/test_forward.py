@@ -17,11 +17,14 @@ from tradeoff.nn.decoder import (
     InvalidConfig,
     InvalidInput,
     KVCache,
+    MoEConfig,
     Padded,
     Tree,
 )
 
+LATENT_VARIANTS = ("mla", "gla2", "gla4", "mlra2", "mlra4")
 BASE = DecoderConfig(vocab=40, dim=24, layers=2, heads=4, max_len=64, init_std=0.3)
+LATENT = {"attention": "mla", "kv_rank": 8, "nope_dim": 4, "rope_dim": 4}
 VARIANTS = {
     "mha": BASE,
     "gqa": replace(BASE, attention="gqa", kv_heads=2),
@@ -36,6 +39,11 @@ VARIANTS = {
         embedding_multiplier=3.0,
         attn_scale=0.1,
     ),
+    **{name: replace(BASE, **LATENT | {"attention": name, "q_rank": 6}) for name in LATENT_VARIANTS},
+    "mla-direct": replace(BASE, **LATENT, attention_gate=True, value_dim=3, bias=True, latent_scale=False),
+    "moe": replace(BASE, ffn=MoEConfig(experts=4, active=2, hidden=8, shared=1, dense_layers=1)),
+    "dtop_p": replace(BASE, ffn=MoEConfig(experts=4, hidden=8, router="dtop_p", activation="gelu")),
+    "sigmoid": replace(BASE, ffn=MoEConfig(4, hidden=8, router="sigmoid", groups=2, gate_scale=2.0)),
 }
 PARENTS = (-1, 0, 0, 1, 1, 2, -1, 3)
 
@@ -163,8 +171,9 @@ def test_one_layer_equals_the_formula() -> None:
     torch.testing.assert_close(model(ids)[0], expected, rtol=0, atol=1e-10)
 
 
-def test_zero_out_starts_as_the_embedding() -> None:
-    model = Decoder(replace(BASE, init="zero_out"))
+@pytest.mark.parametrize("name", ["mha", "mlra4", "moe"])
+def test_zero_out_starts_as_the_embedding(name: str) -> None:
+    model = Decoder(replace(VARIANTS[name], init="zero_out"))
     ids = tokens(1, 5)
     torch.testing.assert_close(model.hidden(ids), model.norm(model.embedding(ids)))
 
@@ -183,6 +192,29 @@ def test_kernels_are_replaced_everywhere() -> None:
     assert model.kernels.calls == 2 * 7 + 1
 
 
+@pytest.mark.parametrize("name", VARIANTS)
+def test_gradients_equal_finite_differences(name: str) -> None:
+    config = replace(VARIANTS[name], dim=8, layers=2, vocab=5, max_len=8)
+    model = Decoder(config, torch.Generator().manual_seed(0)).double()
+    ids = tokens(2, 5) % 5
+    generator = torch.Generator().manual_seed(2)
+    parameters = list(model.parameters())
+    gradients = torch.autograd.grad(model.loss(ids), parameters)
+    direction = [torch.randn(p.shape, generator=generator, dtype=torch.float64) for p in parameters]
+    slope = sum((g * d).sum() for g, d in zip(gradients, direction, strict=True))
+
+    def at(step: float) -> torch.Tensor:
+        with torch.no_grad():
+            for p, d in zip(parameters, direction, strict=True):
+                p += step * d
+            loss = model.loss(ids)
+            for p, d in zip(parameters, direction, strict=True):
+                p -= step * d
+        return loss
+
+    torch.testing.assert_close((at(1e-6) - at(-1e-6)) / 2e-6, slope.detach(), rtol=1e-6, atol=1e-8)
+
+
 def test_dropout_only_in_training() -> None:
     model = Decoder(replace(BASE, dropout=0.5))
     ids = tokens(1, 5)
@@ -191,8 +223,9 @@ def test_dropout_only_in_training() -> None:
     assert torch.equal(model(ids), model(ids))
 
 
-def test_seeded() -> None:
-    one, two = (Decoder(BASE, torch.Generator().manual_seed(3)) for _ in range(2))
+@pytest.mark.parametrize("name", VARIANTS)
+def test_seeded(name: str) -> None:
+    one, two = (Decoder(VARIANTS[name], torch.Generator().manual_seed(3)) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
 
 

@@ -18,29 +18,51 @@ from tradeoff.nn.decoder.errors import (
     InvalidConfig,
     InvalidInput,
 )
-from tradeoff.nn.decoder.feed_forward.config import MoEConfig
+from tradeoff.nn.decoder.feed_forward import (
+    GELU,
+    DTopP,
+    ExpertChoice,
+    MoE,
+    MoEConfig,
+    Router,
+    Routing,
+    SigmoidBalanced,
+    SwiGLU,
+    TopK,
+    TopP,
+)
 from tradeoff.nn.decoder.kernels import TORCH, Kernels, TorchKernels
 from tradeoff.nn.decoder.masks import Causal, Mask, Padded, Tree, Visibility
 from tradeoff.nn.decoder.model import Block, Decoder
 
 __all__ = [
+    "GELU",
     "TORCH",
     "Block",
     "CacheError",
     "CacheOverflow",
     "Causal",
     "CheckpointError",
+    "DTopP",
     "Decoder",
     "DecoderConfig",
     "DecoderError",
+    "ExpertChoice",
     "InvalidConfig",
     "InvalidInput",
     "KVCache",
     "Kernels",
     "Mask",
+    "MoE",
     "MoEConfig",
     "Padded",
     "RopeScaling",
+    "Router",
+    "Routing",
+    "SigmoidBalanced",
+    "SwiGLU",
+    "TopK",
+    "TopP",
     "TorchKernels",
     "Tree",
     "Visibility",

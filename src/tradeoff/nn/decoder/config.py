@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from tradeoff.nn.decoder.errors import InvalidConfig
-from tradeoff.nn.decoder.feed_forward.config import MoEConfig
+from tradeoff.nn.decoder.moe_config import MoEConfig
 
 AttentionName = Literal["mha", "gqa", "mqa", "mla", "gla2", "gla4", "mlra2", "mlra4"]
 FeedForwardName = Literal["swiglu", "gelu"]
@@ -62,6 +62,7 @@ class DecoderConfig:
         nope_dim: width of a head's part without rotation, of the latent variants.
         rope_dim: width of the rotary part, whose key all heads share.
         value_dim: width of a value head of the latent variants; None for ``nope_dim``.
+        latent_norm_eps: of the norms of latents and query bottleneck.
         latent_scale: the factors sqrt(dim / rank) behind the latent norms, and 1/sqrt(branches) on a sum of
             branches (Songtao Liu et al., ICLR 2026).
         attention_gate: heads' outputs times sigmoid(W x) before the output projection.
@@ -102,6 +103,7 @@ class DecoderConfig:
     nope_dim: int | None = None
     rope_dim: int | None = None
     value_dim: int | None = None
+    latent_norm_eps: float = 1e-6
     latent_scale: bool = True
     attention_gate: bool = False
     ffn: FeedForwardName | MoEConfig = "swiglu"
@@ -132,7 +134,7 @@ class DecoderConfig:
             raise InvalidConfig(f"bias is {self.bias!r}; it is True, False or 'qkv'")
         if not 0 <= self.dropout < 1:
             raise InvalidConfig(f"dropout is {self.dropout}; it lies in [0, 1)")
-        for name in ("norm_eps", "rope_base", "init_std"):
+        for name in ("norm_eps", "latent_norm_eps", "rope_base", "init_std"):
             if not getattr(self, name) > 0:
                 raise InvalidConfig(f"{name} is {getattr(self, name)}; it must be positive")
         if self.is_latent:
@@ -220,7 +222,8 @@ class DecoderConfig:
     @property
     def ffn_width(self) -> int:
         """Width of a dense feed-forward layer; ``swiglu`` has ``dim`` / 3, rounded up, times 8."""
-        return self.hidden or (4 * self.dim if self.ffn == "gelu" else -(-self.dim // 3) * 8)
+        gated = (self.ffn.activation if isinstance(self.ffn, MoEConfig) else self.ffn) == "swiglu"
+        return self.hidden or (-(-self.dim // 3) * 8 if gated else 4 * self.dim)
 
     def cache_entries(self) -> dict[str, tuple[int | None, int]]:
         """What a layer caches of a token: name -> (heads, width), heads None for one shared by all."""

@@ -11,6 +11,11 @@ from tradeoff.nn.decoder.config import DecoderConfig, RopeScaling
 from tradeoff.nn.decoder.kernels import TORCH, Kernels
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """Half types as float32, others as they are."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
 class UsesKernels(nn.Module):
     """A layer that computes by the decoder's kernels."""
 
@@ -24,7 +29,10 @@ class Linear(UsesKernels, nn.Linear):
         nn.Linear.__init__(self, inputs, outputs, bias=bias)
 
     def reset_parameters(self) -> None:
-        """Leave the initialization to the decoder, which draws all weights in one order."""
+        """Normal with deviation 0.02, biases zero; a decoder draws all of its weights again."""
+        nn.init.normal_(self.weight, std=0.02)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """``x W^T + b``."""
@@ -35,23 +43,22 @@ class RMSNorm(nn.Module):
     """``x / sqrt(mean x^2 + eps) * gain``, in float32 at least (Zhang, Sennrich, 2019).
 
     Args:
-        dim: width, the last dimension.
+        shape: of the gain; the last dimension alone is normalized.
         eps: added to the mean square.
         gain: whether there is a learned gain.
         scale: a constant factor.
     """
 
-    def __init__(self, dim: int, eps: float, gain: bool = True, scale: float = 1.0) -> None:
+    def __init__(self, shape: tuple[int, ...], eps: float, gain: bool = True, scale: float = 1.0) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(dim)) if gain else None
-        self.shape = (dim,)
+        self.weight = nn.Parameter(torch.ones(shape)) if gain else None
+        self.width = shape[-1]
         self.eps = eps
         self.scale = scale
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize the last dimension."""
-        wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-        out = functional.rms_norm(wide, self.shape, None, self.eps).to(x.dtype)
+        out = functional.rms_norm(at_least_float32(x), (self.width,), None, self.eps).to(x.dtype)
         if self.weight is not None:
             out = out * self.weight
         return out if self.scale == 1 else out * self.scale
@@ -60,7 +67,7 @@ class RMSNorm(nn.Module):
 def make_norm(config: DecoderConfig) -> nn.Module:
     """The norm of the residual stream that a configuration asks for."""
     if config.norm == "rms":
-        return RMSNorm(config.dim, config.norm_eps, config.norm_gain)
+        return RMSNorm((config.dim,), config.norm_eps, config.norm_gain)
     return nn.LayerNorm(config.dim, config.norm_eps, elementwise_affine=config.norm_gain)
 
 

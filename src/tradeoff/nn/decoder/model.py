@@ -1,5 +1,7 @@
 """The decoder-only transformer."""
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -8,11 +10,10 @@ from torch.nn import functional
 from tradeoff.nn.decoder.attention import make_attention
 from tradeoff.nn.decoder.cache import KVCache
 from tradeoff.nn.decoder.config import DecoderConfig
-from tradeoff.nn.decoder.errors import CacheError, InvalidConfig, InvalidInput
-from tradeoff.nn.decoder.feed_forward.config import MoEConfig
-from tradeoff.nn.decoder.feed_forward.dense import GELU, SwiGLU
+from tradeoff.nn.decoder.errors import CacheError, InvalidInput
+from tradeoff.nn.decoder.feed_forward import GELU, MoE, MoEConfig, SwiGLU
 from tradeoff.nn.decoder.kernels import TORCH, Kernels
-from tradeoff.nn.decoder.layers import Linear, Rotary, Rotation, UsesKernels, make_norm
+from tradeoff.nn.decoder.layers import Linear, Rotary, Rotation, UsesKernels, at_least_float32, make_norm
 from tradeoff.nn.decoder.masks import Causal, Mask, Visibility
 
 
@@ -25,7 +26,7 @@ class Block(nn.Module):
         self.attention_norm = make_norm(config)
         self.attention = make_attention(config, layer)
         self.ffn_norm = make_norm(config)
-        self.ffn = _feed_forward(config)
+        self.ffn = _feed_forward(config, layer)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
@@ -33,7 +34,10 @@ class Block(nn.Module):
     ) -> Tensor:
         """One block; shape ``(batch, new, dim)`` to the same."""
         h = self._add(h, self.attention(self.attention_norm(h), rotation, visible, cache))
-        return self._add(h, self.ffn(self.ffn_norm(h)))
+        x = self.ffn_norm(h)
+        return self._add(
+            h, self.ffn(x, visible.valid(x.device)) if isinstance(self.ffn, MoE) else self.ffn(x)
+        )
 
     def _add(self, h: Tensor, branch: Tensor) -> Tensor:
         branch = self.dropout(branch)
@@ -81,11 +85,12 @@ class Decoder(nn.Module):
     def initialize(self, generator: torch.Generator | None = None) -> None:
         """Draw all weights anew: matrices normal, biases zero, gains one; see ``config.init``."""
         for name, parameter in self.named_parameters():
-            leaf = name.rsplit(".", 2)[-2:]
-            if "norm" in leaf[0]:
-                parameter.fill_(1.0 if leaf[-1] == "weight" else 0.0)
-            elif parameter.ndim < 2 or (self.config.init == "zero_out" and leaf[0] in ("output", "down")):
+            owner, leaf = name.split(".")[-2:]
+            zero = self.config.init == "zero_out" and {owner, leaf} & {"output", "down"}
+            if leaf == "bias" or zero:
                 parameter.zero_()
+            elif leaf == "gain" or "norm" in owner:
+                parameter.fill_(1.0)
             else:
                 parameter.normal_(0.0, self.config.init_std, generator=generator)
 
@@ -147,7 +152,21 @@ class Decoder(nn.Module):
     def loss(self, ids: Int[Tensor, "batch length"], mask: Mask | None = None) -> Float[Tensor, ""]:
         """Mean cross entropy, in nats, of every token but the first given those before it."""
         logits = self(ids[:, :-1], mask=mask)
-        return functional.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())
+        return functional.cross_entropy(at_least_float32(logits.flatten(0, 1)), ids[:, 1:].flatten())
+
+    @property
+    def moe_layers(self) -> list[MoE]:
+        """The mixture-of-experts layers, in order."""
+        return [module for module in self.modules() if isinstance(module, MoE)]
+
+    def aux_loss(self) -> Float[Tensor, ""]:
+        """Auxiliary losses of the last forward pass in training, added over the layers and then forgotten."""
+        total = self.embedding.weight.new_zeros(())
+        for layer in self.moe_layers:
+            if layer.aux is not None:
+                total = total + layer.aux
+                layer.aux = None
+        return total
 
     def new_cache(
         self, batch: int = 1, max_len: int | None = None, dtype: torch.dtype | None = None
@@ -209,10 +228,10 @@ class Decoder(nn.Module):
         return repr(self.config)
 
 
-def _feed_forward(config: DecoderConfig) -> nn.Module:
+def _feed_forward(config: DecoderConfig, layer: int) -> nn.Module:
     bias = config.bias is True
-    if isinstance(config.ffn, MoEConfig):
-        raise InvalidConfig("mixtures of experts are not here yet")
-    if config.ffn == "gelu":
+    if isinstance(config.ffn, MoEConfig) and layer >= config.ffn.dense_layers:
+        return MoE(config.dim, replace(config.ffn, hidden=config.ffn.expert_width(config.ffn_width)), layer)
+    if "gelu" in (config.ffn, getattr(config.ffn, "activation", None)):
         return GELU(config.dim, config.ffn_width, bias)
     return SwiGLU(config.dim, config.ffn_width, bias)

@@ -31,8 +31,8 @@ class GroupedAttention(UsesKernels):
         self.key = Linear(config.dim, config.key_value_heads * width, bias)
         self.value = Linear(config.dim, config.key_value_heads * width, bias)
         self.gate = Linear(config.dim, config.heads * width) if config.attention_gate else None
-        self.query_norm = RMSNorm(width, config.norm_eps) if config.qk_norm else None
-        self.key_norm = RMSNorm(width, config.norm_eps) if config.qk_norm else None
+        self.query_norm = RMSNorm((width,), config.norm_eps) if config.qk_norm else None
+        self.key_norm = RMSNorm((width,), config.norm_eps) if config.qk_norm else None
         self.output = Linear(config.heads * width, config.dim, config.bias is True)
 
     def forward(
