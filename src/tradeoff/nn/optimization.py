@@ -20,7 +20,7 @@ _ADAM_KEYS = ("betas", "eps")
 def make_optimizer(
     model: nn.Module, config: "FitConfig", parameter_groups: Sequence[Mapping[str, Any]] | None
 ) -> torch.optim.Optimizer:
-    """SGD, Adam or AdamW over the given groups and, with the configuration's own values, all other parameters.
+    """SGD, Adam or AdamW over the given groups and, with the configuration's values, all other parameters.
 
     Raises:
         ValueError: a group has an unknown key or a tensor that is no trained parameter of the model, or there

@@ -4,6 +4,7 @@ import fnmatch
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -216,7 +217,7 @@ _HUGGING_FACE_ROLES = {
 
 
 def _hugging_face(model: nn.Module, kind: str) -> Anatomy:
-    config = model.config
+    config: Any = model.config
     experts = None
     if kind == "mixtral":
         experts = Experts(config.num_local_experts, config.num_experts_per_tok, config.intermediate_size)

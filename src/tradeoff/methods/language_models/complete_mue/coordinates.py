@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -73,7 +74,7 @@ def _changes(
     optimizer = torch.optim.AdamW(groups)
     for inputs, targets in batches[:-1]:
         optimizer.zero_grad()
-        token_loss(model, inputs, targets).backward()
+        torch.autograd.backward(token_loss(model, inputs, targets))
         optimizer.step()
     after = _activations(model, watched, batches[-1][0])
     return {name: float((after[name] - before[name]).abs().mean()) for name in watched}
@@ -101,5 +102,5 @@ def _activations(model: nn.Module, watched: Mapping[str, nn.Module], inputs: Ten
 
 def residual_stream(model: nn.Module) -> dict[str, nn.Module]:
     """What to watch in a common decoder: its first and last block, and the logits."""
-    blocks = list(model.blocks)
+    blocks: Any = model.blocks
     return {"first block": blocks[0], "last block": blocks[-1], "logits": model}

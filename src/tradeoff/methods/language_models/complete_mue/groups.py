@@ -206,7 +206,8 @@ def _scale_decoder(model: Decoder, plan: Plan, base: Base) -> None:
         attn_scale=base.config.score_scale * plan.attention_multiplier,
         ffn=_with_gates(model.config.ffn, plan.gate_multiplier),
     )
-    for block in model.blocks:
+    blocks: Any = model.blocks
+    for block in blocks:
         block.multiplier = model.config.residual_multiplier
         block.attention.scale = model.config.score_scale
     for layer in model.moe_layers:

@@ -68,5 +68,11 @@ class Layout:
         found: tuple[int, int, int] | None = self._parts.get("mixture")
         return found
 
+    @property
+    def dense(self) -> "Layout":
+        """The same without its mixture."""
+        kept = [part for part in self.text.split("-") if not part.startswith("e")]
+        return Layout("-".join(kept) or "base")
+
     def __str__(self) -> str:
         return self.text

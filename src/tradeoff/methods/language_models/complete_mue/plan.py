@@ -105,8 +105,9 @@ class Plan(BaseModel):
         """What is the same for all tensors."""
         return (
             f"betas {self.betas[0]:.6g}, {self.betas[1]:.6g}; steps x {self.steps_ratio:g}; multipliers: "
-            f"residual branches {self.residual_multiplier:g}, logits {self.logits_multiplier:g}, attention scores "
-            f"{self.attention_multiplier:g}, gates that sum to 1 {self.gate_multiplier:g}; {self.optimizer}"
+            f"residual branches {self.residual_multiplier:g}, logits {self.logits_multiplier:g}, attention "
+            f"scores {self.attention_multiplier:g}, gates that sum to 1 {self.gate_multiplier:g}; "
+            f"{self.optimizer}"
         )
 
 

@@ -18,7 +18,7 @@ from tradeoff.nn.decoder import Decoder
 from .claims import CLAIMS
 from .errors import TransferError
 from .layouts import Layout
-from .training import Parametrization, Run, Setup, sweep, train
+from .training import Parametrization, Run, Setup, Sweep, sweep, train
 
 OURS: Parametrization = "complete-mue"
 TUNED = "tuned-at-target"
@@ -34,14 +34,19 @@ class CompleteMuERecipe(Recipe):
     variants: dict[Parametrization, list[str]] = Field(
         description="targets of each parametrization, such as w256, d8, b4, t2, e8k2, e8k1s1 or w128-e8k2"
     )
+    transferred: list[str] = Field(
+        [], description="further targets of the rules, trained once, at the rate of the base, and not swept"
+    )
     start: int = Field(-6, ge=-40, le=10, description="base-2 logarithm of the first rate tried on the base")
     margin: int = Field(1, ge=1, le=10, description="octaves swept on each side of a best rate, at least")
+    furthest: int = Field(6, ge=1, le=20, description="octaves swept from the first rate, at most")
     window: int = Field(20, ge=1, description="steps whose mean loss says when a loss is reached")
     threads: int | None = Field(1, ge=1, description="of training; models this small need only one")
 
     @pydantic.model_validator(mode="after")
     def _can_be_built(self) -> Self:
-        for text in [BASE, *(text for texts in self.variants.values() for text in texts)]:
+        swept = [text for texts in self.variants.values() for text in texts]
+        for text in [BASE, *swept, *self.transferred]:
             try:
                 layout = Layout(text)
                 self.setup.decoder(layout)
@@ -50,6 +55,9 @@ class CompleteMuERecipe(Recipe):
                 raise ValueError(f"layout {text!r}: {error}") from error
             if not 0 < batch <= total:
                 raise ValueError(f"layout {text!r}: a step of {batch} tokens in a training of {total}")
+        twice = set(self.transferred) & set(self.variants.get(OURS, []))
+        if twice:
+            raise ValueError(f"{', '.join(sorted(twice))}: either swept or transferred alone")
         return self
 
 
@@ -64,6 +72,7 @@ class CompleteMuE(Method[CompleteMuERecipe]):
         """The base; each parametrization on its targets; the rules tuned on each of theirs."""
         cells: list[tuple[str, str]] = [(OURS, BASE)]
         cells += [(variant, text) for variant, texts in recipe.variants.items() for text in texts]
+        cells += [(OURS, text) for text in recipe.transferred]
         cells += [(TUNED, text) for text in recipe.variants.get(OURS, [])]
         return [
             Trial(variant=variant, setting={"layout": text}, seed=seed)
@@ -76,32 +85,36 @@ class CompleteMuE(Method[CompleteMuERecipe]):
         if recipe.threads is not None:
             torch.set_num_threads(recipe.threads)
         layout = Layout(str(trial.setting["layout"]))
+        rules: Any = OURS if trial.variant == TUNED else trial.variant
         with context.progress(None, "sweeping the learning rate") as bar:
             runs = partial(_cached, recipe.setup, trial.seed, context, bar.advance)
-            base = sweep(runs(Layout(BASE), OURS), recipe.start, recipe.margin)
-            rules = OURS if trial.variant == TUNED else trial.variant
-            mine = sweep(runs(layout, rules), base.best, recipe.margin)
-        tuned_here = trial.variant == TUNED
-        chosen = mine.best if tuned_here else base.best
-        cost = mine if tuned_here else base
+            base = sweep(runs(Layout(BASE), OURS), recipe.start, recipe.margin, recipe.furthest)
+            mine = runs(layout, rules)
+            if layout.text in recipe.transferred and trial.variant == OURS:
+                swept = Sweep({base.best: mine(base.best)})
+            else:
+                swept = sweep(mine, base.best, recipe.margin, recipe.furthest)
+            chosen = swept.best if trial.variant == TUNED else base.best
+            run = swept.runs[chosen]
+            dense = runs(layout.dense, OURS)(base.best) if layout.mixture else None
         model = Decoder(recipe.setup.decoder(layout))
         metrics = {
-            "loss": measured(_finite(mine.runs[chosen])),
-            "tuning_flops": counted(cost.flops),
-            "training_flops": counted(mine.runs[chosen].flops),
+            "loss": measured(_finite(run)),
+            "tuning_flops": counted((swept if trial.variant == TUNED else base).flops),
+            "training_flops": counted(run.flops),
             "parameters": counted(sum(p.numel() for p in model.parameters())),
-            "best_rate": measured(mine.optimum),
         }
-        if not tuned_here:
-            metrics |= {
-                "rate_drift": measured(abs(mine.optimum - base.optimum)),
-                "regret": measured(_finite(mine.runs[chosen]) / mine.runs[mine.best].value - 1),
-                "step_ratio": measured(_step_ratio(mine.runs[chosen], base.runs[base.best], recipe.window)),
-            }
+        if len(swept.runs) > 1:
+            metrics["best_rate"] = measured(swept.optimum)
+            if trial.variant != TUNED:
+                metrics["rate_drift"] = measured(abs(swept.optimum - base.optimum))
+                metrics["regret"] = measured(_finite(run) / swept.runs[swept.best].value - 1)
+        if dense is not None and trial.variant != TUNED:
+            metrics["step_ratio"] = measured(_step_ratio(run, dense, recipe.window))
         folder = context.work / "sweep"
         folder.mkdir(parents=True, exist_ok=True)
-        losses = {str(exponent): run.loss for exponent, run in sorted(mine.runs.items())}
-        write_json(folder / "sweep.json", {"base_rate": base.best, "best_rate": mine.best, "losses": losses})
+        losses = {str(exponent): each.loss for exponent, each in sorted(swept.runs.items())}
+        write_json(folder / "sweep.json", {"base_rate": base.best, "losses": losses})
         return Outcome(trial=trial, metrics=metrics, artifact=context.artifact(folder))
 
 

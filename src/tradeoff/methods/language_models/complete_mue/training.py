@@ -208,9 +208,9 @@ def held_out_loss(model: nn.Module, sequences: text.Windows, count: int) -> floa
     device = next(model.parameters()).device
     positions = torch.linspace(0, len(sequences) - 1, min(count, len(sequences))).long()
     model.eval()
-    total = sum(
+    total: float = sum(
         float(token_loss(model, *(each.to(device) for each in sequences[part]))) * len(part)
-        for part in positions.split(64)
+        for part in torch.split(positions, 64)
     )
     return total / len(positions)
 
@@ -291,7 +291,7 @@ class Sweep:
         return sum(run.flops for run in self.runs.values())
 
 
-def sweep(evaluate: Callable[[int], Run], start: int, margin: int = 1, furthest: int = 8) -> Sweep:
+def sweep(evaluate: Callable[[int], Run], start: int, margin: int = 1, furthest: int = 6) -> Sweep:
     """Try rates outwards from ``2 ** start``, an octave at a time, until the best has worse ones on both
     sides.
 
