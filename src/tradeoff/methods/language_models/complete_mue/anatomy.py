@@ -170,7 +170,7 @@ _DECODER_ROLES = {
     "blocks.*.ffn.gate.weight": Role.FFN_IN,
     "blocks.*.ffn.up.weight": Role.FFN_IN,
     "blocks.*.ffn.router.weight": Role.ROUTER,
-    "blocks.*.ffn.router.gain": Role.GAIN,
+    "blocks.*.ffn.router.gain": Role.ROUTER_GAIN,
     "blocks.*.ffn.experts.gate": Role.EXPERT_IN,
     "blocks.*.ffn.experts.up": Role.EXPERT_IN,
     "blocks.*.ffn.experts.down": Role.EXPERT_OUT,

@@ -248,7 +248,7 @@ def _fans(tensor: Tensor, anatomy: Anatomy, base: Base) -> tuple[float, float]:
             return anatomy.experts.active_width, base.active_width
         case Role.FFN_OUT:
             return tensor.fan_in, base.active_width
-        case role if role.is_feed_forward:
+        case role if role.is_feed_forward and role.is_matrix:
             return tensor.fan_in, base.anatomy.width
         case _:
             return tensor.fan_in, base.tensors[tensor.name].fan_in if tensor.role.is_matrix else 1.0

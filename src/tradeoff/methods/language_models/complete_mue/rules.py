@@ -40,6 +40,8 @@ class Role(StrEnum):
     SHARED_OUT = "shared out"
     ROUTER = "router"
     """The matrix of the logits of the experts."""
+    ROUTER_GAIN = "router gain"
+    """Factor of the router's logits, where it has one."""
     GAIN = "gain"
     """Gain of a norm within a block."""
     BIAS = "bias"
@@ -68,11 +70,11 @@ class Role(StrEnum):
         return self in (Role.EXPERT_IN, Role.EXPERT_OUT, Role.ROUTER)
 
 
-_VECTORS = frozenset((Role.GAIN, Role.BIAS, Role.QK_GAIN, Role.FINAL_GAIN, Role.FINAL_BIAS))
+_VECTORS = frozenset((Role.ROUTER_GAIN, Role.GAIN, Role.BIAS, Role.QK_GAIN, Role.FINAL_GAIN, Role.FINAL_BIAS))
 _FEED_FORWARD = frozenset(
     (
         Role.FFN_IN, Role.FFN_OUT, Role.EXPERT_IN, Role.EXPERT_OUT, Role.SHARED_IN, Role.SHARED_OUT,
-        Role.ROUTER,
+        Role.ROUTER, Role.ROUTER_GAIN,
     )
 )  # fmt: skip
 
@@ -204,8 +206,8 @@ def values(
         case Role.ROUTER:
             std = sigma / width if sparse else 0.0
             return Values(std, 0.0, eta_block / width, decay * width, eps_block * share)
-        case Role.GAIN | Role.BIAS:
-            fill = 1.0 if role is Role.GAIN else 0.0
+        case Role.GAIN | Role.ROUTER_GAIN | Role.BIAS:
+            fill = 0.0 if role is Role.BIAS else 1.0
             return Values(0.0, fill, eta_block, tuned.vector_decay * s, eps_block / width)
         case Role.QK_GAIN:
             return Values(0.0, 1.0, eta_block, 0.0, eps_block)
