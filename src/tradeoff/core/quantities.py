@@ -94,6 +94,11 @@ _TABLE = (
         ("padding", "", "room for work that a partition reserves, over the work"),
         ("imbalance", "", "end of the computed schedule of a partition, over that of even work"),
         ("average_degree", "", "entries of a row of the graph, on average"),
+        ("best_rate", "octaves", "base-2 logarithm of the learning rate with the lowest loss"),
+        ("rate_drift", "octaves", "distance of the best learning rate from the one that was tuned elsewhere"),
+        ("regret", "", "loss at a learning rate tuned elsewhere over that at the best one, less 1"),
+        ("tuning_flops", "FLOP", "floating-point operations of the trainings that chose the learning rate"),
+        ("step_ratio", "", "steps until the loss that another training ends with, over that training's"),
     ),
     *_rows(
         Direction.LOWER,
