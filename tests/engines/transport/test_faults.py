@@ -213,7 +213,7 @@ class RawPeer:
 
 
 def attack(act, **settings):
-    """The error at party 0, which receives without end, when its peer does ``act(raw)``, and what that returned."""
+    """The error at party 0, which receives on, when its peer does ``act(raw)``, and what that returned."""
     caught = []
     listener = listen("127.0.0.1:0")
     config = make_config(["127.0.0.1:1", None], **{**QUICK, "recv_timeout": 10, **settings})
