@@ -89,6 +89,18 @@ def guesses(kind: str, parents: Sequence[int], texts: Sequence[Sequence[int]], v
         texts: prompt and greedy output of every row.
     """
     draw = random.Random(1)
+    heights = [1] * len(parents)
+    for node in reversed(range(len(parents))):
+        if parents[node] >= 0:
+            heights[parents[node]] = max(heights[parents[node]], heights[node] + 1)
+    # Of siblings the last one with the most below it is right, so that kept paths have gaps.
+    chosen = {
+        max(
+            (other for other in range(len(parents)) if parents[other] == parent),
+            key=lambda o: (heights[o], o),
+        )
+        for parent in parents
+    }
 
     def right(row: int, position: int) -> int:
         return texts[row][position] if position < len(texts[row]) else 0
@@ -98,9 +110,7 @@ def guesses(kind: str, parents: Sequence[int], texts: Sequence[Sequence[int]], v
             return draw.choice([right(row, position), right(row, position), draw.randrange(vocab), 0, -1])
         if kind == "random":
             return draw.randrange(vocab)
-        # Of siblings only the last is right, so that paths have gaps.
-        last = node == max(other for other, parent in enumerate(parents) if parent == parents[node])
-        wrong = kind == "wrong" or not last
+        wrong = kind == "wrong" or node not in chosen
         return (right(row, position) + wrong) % vocab
 
     return Guesses(parents, token)
