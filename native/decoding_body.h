@@ -108,6 +108,36 @@ TRADEOFF_TARGET inline void swiglu_row(const float *gate, const float *up, float
     }
 }
 
+// out = x / sqrt(mean x^2 + eps) times the scale and, if given, the gain
+TRADEOFF_TARGET inline void norm_row(const float *x, const float *gain, float *out, Index width, float eps,
+                                     float scale) {
+    Vec sums = zero();
+    Index c = 0;
+    for (; c + kWidth <= width; c += kWidth) {
+        const Vec values = load(x + c);
+        sums = fma(values, values, sums);
+    }
+    if (c < width) {
+        const Vec values = load(x + c, part(int(width - c)));
+        sums = fma(values, values, sums);
+    }
+    const float factor = scale / std::sqrt(sum(sums) / float(width) + eps);
+    if (gain)
+        for (c = 0; c < width; ++c) out[c] = x[c] * factor * gain[c];
+    else
+        for (c = 0; c < width; ++c) out[c] = x[c] * factor;
+}
+
+// Turns element c with element c + half, for all of the first half.
+TRADEOFF_TARGET inline void rotate_row(const float *x, const float *cosine, const float *sine, float *out,
+                                       Index half) {
+    for (Index c = 0; c < half; ++c) {
+        const float first = x[c], second = x[c + half];
+        out[c] = first * cosine[c] - second * sine[c];
+        out[c + half] = second * cosine[c] + first * sine[c];
+    }
+}
+
 // Inner products of a query with the keys of kKeys slots, part after part, times the scale.
 template <int kKeys>
 TRADEOFF_TARGET TRADEOFF_INLINE void score(const Query &query, const Index *slots, float *scores) {
