@@ -77,7 +77,9 @@ TRADEOFF_TARGET inline void linear_rows(const Rows &of, Index begin, Index end) 
 TRADEOFF_TARGET TRADEOFF_INLINE void exponential(float *x) {
     constexpr float kRound = 12582912.0f;  // 1.5 2^23: adding it rounds to whole numbers
     for (int i = 0; i < kLine; ++i) {
-        const float v = x[i] < -87.0f ? -87.0f : (x[i] > 88.0f ? 88.0f : x[i]);
+        const float given = x[i];
+        const float raised = given < -87.0f ? -87.0f : given;
+        const float v = raised > 88.0f ? 88.0f : raised;
         const float shifted = v * 1.44269504f + kRound;
         const float whole = shifted - kRound;
         const float r = (v - whole * 0.693359375f) + whole * 2.12194440e-4f;
