@@ -170,10 +170,14 @@ def test_the_target_may_change():
 def test_too_high_gains_are_named():
     model = make()
     controller = Controller(model, 2, ControlConfig(proportional=4, integral=3))
-    with pytest.warns(ControlWarning, match="oscillating"):
+
+    def drive() -> None:
         for step in range(60):
             model(ids(step))
             controller.step()
+
+    with pytest.warns(ControlWarning, match="oscillating"):
+        drive()
     assert controller.diagnosis().state == "oscillating"
     assert "halve both gains" in str(controller.diagnosis())
 

@@ -1,4 +1,4 @@
-"""DTop-p: dynamic top-p routing whose average number of active experts is held at a target (Jin et al., 2025)."""
+"""DTop-p: dynamic top-p routing that holds the average of active experts at a target (Jin et al., 2025)."""
 
 from .activity import Activity, Tally, expert_flops
 from .control import ControlConfig, ThresholdControl

@@ -130,8 +130,8 @@ def _is_truncated(router: TopP, routing: Routing) -> Tensor:
 def expert_flops(layer: MoE, slots: int) -> int:
     """Floating-point operations, a multiply-add counted as two, of the routed experts of a layer.
 
-    Exact: every slot is one row through the two matrices of a GELU expert or the three of a SwiGLU expert. The
-    router and shared experts, whose cost is that of any router, are left out.
+    Exact: every slot is one row through the two matrices of a GELU expert or the three of a SwiGLU expert.
+    The router and shared experts, which cost the same under every router, are left out.
     """
     gated = layer.experts.gate is not None
     return 2 * (3 if gated else 2) * layer.experts.up[0].numel() * slots

@@ -25,14 +25,14 @@ class ControlConfig:
     """How the threshold is controlled.
 
     Attributes:
-        control: ``global`` holds the mean over all layers by one threshold; ``layer`` holds every layer by its
-            own, which costs some quality and makes the work of each layer predictable.
+        control: ``global`` holds the mean over all layers by one threshold; ``layer`` holds every layer by
+            its own, which costs some quality and makes the work of each layer predictable.
         proportional: gain K_p; None for the default of the error's scale.
         integral: gain K_i; likewise.
         error_scale: what the error is divided by: the number of experts, or the target, which is faster where
             the target is a small part of the experts. None for ``target`` below an eighth.
         first_threshold: p_0; None for max(target / experts, 0.1), what a flat router needs.
-        beta: of the exponential mean of the active count that the controller reads; 0 for the last step alone.
+        beta: of the exponential mean of the active count that the controller reads; 0 for the last step's.
 
     Raises:
         ControlError: a value is out of range.
@@ -61,8 +61,8 @@ class ControlConfig:
 class ThresholdControl(nn.Module):
     """``p = clip(p_0 + K_p e + K_i I)`` with ``I`` the sum of the errors ``e = (T - active) / scale``.
 
-    Too few active experts raise the threshold. Where the clip is active, errors that would push further do not
-    enter the sum (anti-windup). Its state is in buffers, and so in every checkpoint of the model.
+    Too few active experts raise the threshold. Where the clip is active, errors that would push further do
+    not enter the sum (anti-windup). Its state is in buffers, and so in every checkpoint of the model.
 
     Args:
         target: experts a token shall pass on average, T.

@@ -52,9 +52,9 @@ class Observation:
 class Controller(nn.Module):
     """Holds the average number of active experts of a model at a target (Can Jin et al., arXiv 2512.13996).
 
-    It becomes the submodule ``moe_controller`` of the model, whose checkpoints then hold its state. In training
-    mode the routers have the threshold that the controller moves; in evaluation mode its mean over the last 100
-    steps.
+    It becomes the submodule ``moe_controller`` of the model, whose checkpoints then hold its state. In
+    training mode the routers have the threshold that the controller moves; in evaluation mode its mean over
+    the last 100 steps.
 
         >>> from tradeoff.nn.decoder import Decoder, DecoderConfig, MoEConfig
         >>> model = Decoder(DecoderConfig(dim=32, layers=2, heads=2, ffn=MoEConfig(8, router="dtop_p")))

@@ -1,5 +1,6 @@
 """What a controller's history says: does it hold its target, swing around it, or stand at a limit?"""
 
+import itertools
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ class Diagnosis:
         where = "" if self.layer is None else f" in controlled layer {self.layer}"
         advice = {
             "oscillating": "; halve both gains",
-            "saturated": "; the threshold stands at its limit: the target is out of reach, or max_active cuts",
+            "saturated": "; the threshold is at its limit: the target is out of reach, or max_active cuts",
         }
         return (
             f"{self.state}{where}: {self.mean:.2f} active experts for a target of {self.target:g}, deviation "
@@ -50,7 +51,7 @@ class Diagnosis:
 def swings(active: Sequence[float], target: float) -> int:
     """How often a count goes from a tenth above the target to a tenth below, or back."""
     sides = [1 if a > target else -1 for a in active if abs(a - target) > SWING * target]
-    return sum(one != other for one, other in zip(sides, sides[1:], strict=False))
+    return sum(one != other for one, other in itertools.pairwise(sides))
 
 
 def diagnose(
