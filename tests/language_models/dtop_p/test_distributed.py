@@ -29,7 +29,7 @@ class Texts:
 
     def __getitem__(self, positions):
         rows = [torch.randint(16, (13,), generator=torch.Generator().manual_seed(int(p))) for p in positions]
-        # The second half of a batch, which is the second process's, is of another kind.
+        # Texts of two kinds: what one process sees is not what the other does.
         rows = torch.stack([row if p % 2 else row // 8 for p, row in zip(positions.tolist(), rows)])
         return rows[:, :-1], rows[:, 1:]
 

@@ -153,7 +153,7 @@ def test_routers_by_name(text, router):
     assert (mixture.router, mixture.threshold) == (router, 0.4 if text == "topp:0.4" else None)
     assert (mixture.balance > 0) == (text != "sigmoid")
     assert (mixture.entropy > 0) == (router in ("top_p", "dtop_p"))
-    control = choice.control()
+    control = choice.control
     assert (control is None) == (not choice.is_controlled)
     assert control is None or control.control == ("layer" if "layer" in text else "global")
 

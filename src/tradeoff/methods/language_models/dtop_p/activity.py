@@ -88,7 +88,8 @@ class Activity:
         self._counts, self.passes = None, 0
         if distributed.is_available() and distributed.is_initialized():
             distributed.all_reduce(counts, group=group)
-        return Tally(*counts[:, :_FIXED].unbind(1), counts[:, _FIXED:])
+        tokens, slots, squares, truncated = counts[:, :_FIXED].unbind(1)
+        return Tally(tokens, slots, squares, truncated, counts[:, _FIXED:])
 
     def _zeros(self, device: torch.device) -> Tensor:
         experts = self.layers[0].config.experts

@@ -83,7 +83,8 @@ def better_than_top_k(outcomes: Outcomes) -> Finding:
     findings = {}
     for size in sizes:
         ours, theirs = (outcomes.where(name, run="steady", size=size) for name in (OURS, "topk"))
-        found = compare(*reversed(ours.paired(theirs, "loss")))
+        mine, other = ours.paired(theirs, "loss")
+        found = compare(other, mine)
         numbers = dict(found.numbers)
         means = {OURS: numbers.pop("b"), "topk": numbers.pop("a")}
         findings[f"at {size}"] = Finding(verdict=found.verdict, numbers={**means, **numbers})

@@ -173,7 +173,7 @@ class ThresholdControl(nn.Module):
             )
             self.reset()
             state_dict = {**state_dict, **own}
-        super()._load_from_state_dict(state_dict, prefix, *arguments)  # type: ignore[no-untyped-call]
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def extra_repr(self) -> str:
         """Target and gains."""

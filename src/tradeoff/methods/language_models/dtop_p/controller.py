@@ -99,7 +99,7 @@ class Controller(nn.Module):
         self._activity = Activity(self._layers)
         self._oscillates = False
         self.to(self._layers[0].router.weight.device)
-        self.register_load_state_dict_post_hook(lambda module, keys: module._publish())
+        self.register_load_state_dict_post_hook(_publish)  # type: ignore[no-untyped-call]
         model.add_module("moe_controller", self)
         self.train(model.training)
 
@@ -229,8 +229,15 @@ class ControlCallback(Callback):
         """Go on with a history."""
         self.controller.history.clear()
         for one in state["history"]:
-            values = {name: tuple(v) if isinstance(v, list) else v for name, v in one.items()}
+            values: dict[str, Any] = {
+                name: tuple(value) if isinstance(value, list) else value for name, value in one.items()
+            }
             self.controller.history.append(Observation(**values))
+
+
+def _publish(controller: Controller, keys: object) -> None:
+    """After a checkpoint was loaded: the routers follow the state of the controller."""
+    controller._publish()
 
 
 def _controllable(model: nn.Module) -> tuple[MoE, ...]:

@@ -88,11 +88,10 @@ class RouterChoice:
             entropy=entropy if self.name in WITH_THRESHOLD else 0.0,
         )
 
-    def control(self, **gains: float) -> ControlConfig | None:
+    @property
+    def control(self) -> ControlConfig | None:
         """How its threshold is controlled; None where it is not."""
-        if not self.is_controlled:
-            return None
-        return ControlConfig(control="layer" if self.by_layer else "global", **gains)
+        return ControlConfig("layer" if self.by_layer else "global") if self.is_controlled else None
 
     def __str__(self) -> str:
         return self.text

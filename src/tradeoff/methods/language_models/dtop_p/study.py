@@ -12,6 +12,7 @@ from tradeoff.core import Card, Context, Method, Outcome, Recipe, Trial, counted
 from tradeoff.core.files import write_json
 from tradeoff.core.memory import peak_memory
 from tradeoff.core.metric import Metric
+from tradeoff.core.trial import SettingValue
 
 from .claims import CLAIMS
 from .diagnostics import WINDOW
@@ -63,7 +64,7 @@ class DTopP(Method[DTopPRecipe]):
 
     def trials(self, recipe: DTopPRecipe) -> list[Trial]:
         """Every router at every size; then the disturbances."""
-        cells = [
+        cells: list[tuple[str, dict[str, SettingValue]]] = [
             (router, {"size": size, "run": "steady"}) for size in recipe.sizes for router in recipe.routers
         ]
         cells += [

@@ -136,7 +136,7 @@ class TextTask(Shared):
         """Sequences that are spread evenly over the validation part."""
         windows = _windows(self.corpus, "validation", self.length)
         positions = torch.linspace(0, len(windows) - 1, min(self.held_out, len(windows))).long()
-        return [windows[part] for part in positions.split(64)]
+        return [windows[part] for part in torch.split(positions, 64)]
 
     @property
     def tokens(self) -> int:
@@ -199,8 +199,8 @@ class DigitsTask(Shared):
         split = _digits().test
         count = min(self.held_out, len(split))
         inputs, labels = split[torch.arange(count)]
-        quarters = torch.linspace(0, self.noise_steps - 1, 4 * count).long().split(count)
-        return [(inputs, torch.stack([labels, steps], 1)) for steps in quarters]
+        quarters = torch.linspace(0, self.noise_steps - 1, 4 * count).long()
+        return [(inputs, torch.stack([labels, steps], 1)) for steps in torch.split(quarters, count)]
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -257,5 +257,5 @@ def _windows(corpus: str, split: str, length: int) -> text.Windows:
 
 
 @lru_cache(maxsize=1)
-def _digits() -> Any:
+def _digits() -> images.ImageData:
     return images.load("digits")

@@ -4,7 +4,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 import pydantic
@@ -23,7 +23,7 @@ from .tasks import Shared, Switchable
 Scenario = Literal["steady", "switch", "retarget", "high-gains"]
 """Nothing happens; other data from the middle on; half as many experts more from the middle on; gains that
 are too high."""
-HIGH_GAINS = {"proportional": 2.0, "integral": 1.0}
+HIGH_GAINS = (2.0, 1.0)
 RETARGET = 1.5
 RUNNING = 20
 """Steps of the running mean by which the budget is judged."""
@@ -156,7 +156,9 @@ def train(
     """
     require_controller(router, scenario)
     model = _build(task, router, size, seed).to(device)
-    control = router.control(**(HIGH_GAINS if scenario == "high-gains" else {}))
+    control = router.control
+    if control and scenario == "high-gains":
+        control = replace(control, proportional=HIGH_GAINS[0], integral=HIGH_GAINS[1])
     controller = Controller(model, size.active, control) if control else None
     data = Switchable([task.training(), task.other_training()] if scenario == "switch" else [task.training()])
     middle = round(0.6 * task.steps)
@@ -171,7 +173,9 @@ def train(
         callbacks.append(_AtStep(middle, actions[scenario]))
 
     def objective(wrapped: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
-        return task.loss(wrapped, inputs, targets) + cast(Any, model).aux_loss()
+        loss = task.loss(wrapped, inputs, targets)
+        auxiliary: Tensor = cast(Any, model).aux_loss()  # of the forward pass just done
+        return loss + auxiliary
 
     fit(
         model,
