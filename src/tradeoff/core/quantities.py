@@ -145,7 +145,7 @@ _TABLE = (
         (
             "swings",
             "swings",
-            "changes of the active experts from a tenth above target to a tenth below, or back",
+            "changes of the active experts from a fifth above target to a fifth below, or back",
         ),
         ("expert_imbalance", "", "tokens of a layer's busiest expert over the mean of all, last 50 steps"),
         (

@@ -11,7 +11,7 @@ WINDOW = 50
 """Steps that are looked at."""
 TOLERANCE = 0.05
 """Distance of the mean from the target, as a part of it, that counts as held."""
-SWING = 0.1
+SWING = 0.2
 """Distance from the target on both sides, as a part of it, between which a change is a swing."""
 SWINGS = 4
 """Swings within the window from which on a controller oscillates."""
@@ -25,7 +25,7 @@ class Diagnosis:
         state: in a word.
         mean: active experts over the window.
         deviation: its standard deviation over the steps.
-        swings: changes from above the target by a tenth to below it by a tenth, or back.
+        swings: changes from above the target by a fifth to below it by a fifth, or back.
         layer: the controlled layer, where each has a threshold of its own.
     """
 
@@ -49,7 +49,7 @@ class Diagnosis:
 
 
 def swings(active: Sequence[float], target: float) -> int:
-    """How often a count goes from a tenth above the target to a tenth below, or back."""
+    """How often a count goes from a fifth above the target to a fifth below, or back."""
     sides = [1 if a > target else -1 for a in active if abs(a - target) > SWING * target]
     return sum(one != other for one, other in itertools.pairwise(sides))
 

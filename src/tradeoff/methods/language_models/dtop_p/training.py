@@ -131,7 +131,7 @@ class Run(pydantic.BaseModel):
 
     @property
     def swings(self) -> int:
-        """Changes from a tenth above the target to a tenth below, or back, in the last 50 steps."""
+        """Changes from a fifth above the target to a fifth below, or back, in the last 50 steps."""
         return swings(self.active[-WINDOW:], self.targets[-1])
 
     def layer_active(self, layer: int) -> float:
