@@ -32,7 +32,7 @@ class Shared(pydantic.BaseModel):
         dim, layers, heads: of the model.
         active_width: hidden units that a token passes on average: experts are as much narrower as more of
             them are active.
-        learning_rate: the first; it falls to a tenth.
+        learning_rate: the highest; it rises over a tenth of the steps and falls to a tenth of itself.
         weight_decay: of matrices.
         balance, entropy: factors of the auxiliary losses.
         held_out: examples on which the loss is measured.

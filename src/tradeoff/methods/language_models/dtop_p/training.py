@@ -240,6 +240,8 @@ def _schedule(task: Shared, seed: int) -> FitConfig:
         optimizer="adamw",
         learning_rate=task.learning_rate,
         final_learning_rate=task.learning_rate / 10,
+        schedule="one_cycle",
+        warmup_fraction=0.1,
         weight_decay=task.weight_decay,
         seed=seed,
     )
