@@ -15,6 +15,10 @@ from tradeoff.nn.decoder import Decoder, DecoderConfig, MoE, MoEConfig
 from tradeoff.nn.dit import Diffusion, DiT, DiTConfig
 
 
+ROUTER_STD = 0.02
+"""Initial deviation of router weights: routers begin undecided."""
+
+
 class Examples(Protocol):
     """A data set that gives several positions at once."""
 
@@ -117,8 +121,13 @@ class TextTask(Shared):
             hidden=self.active_width,
             max_len=self.length,
             ffn="swiglu" if mixture is None else mixture,
+            init_std=self.dim**-0.5,
         )
-        return Decoder(config, torch.Generator().manual_seed(seed))
+        model = Decoder(config, torch.Generator().manual_seed(seed))
+        with torch.no_grad():
+            for layer in model.moe_layers:
+                layer.router.weight.mul_(ROUTER_STD / config.init_std)
+        return model
 
     def training(self) -> Examples:
         """See :class:`Shared`."""
