@@ -14,7 +14,6 @@ from tradeoff.data import images, text
 from tradeoff.nn.decoder import Decoder, DecoderConfig, MoE, MoEConfig
 from tradeoff.nn.dit import Diffusion, DiT, DiTConfig
 
-
 ROUTER_STD = 0.02
 """Initial deviation of router weights: routers begin undecided."""
 
