@@ -187,8 +187,13 @@ def test_claims_decide_by_the_numbers():
     assert verdict("holds_the_target", outcomes("dtop_p", excursions, [0.03, 0.06])) is Verdict.FAILS
     assert verdict("holds_the_target", outcomes("dtop_p", excursions, [0.03])) is Verdict.UNDECIDED
     drifts = outcomes("topp:0.4", excursions, [0.5, 0.52]), outcomes("topp:0.25", excursions, [0.7, 0.71])
-    assert verdict("fixed_top_p_drifts", *drifts) is Verdict.HOLDS
-    assert verdict("fixed_top_p_drifts", outcomes("topp:0.4", excursions, [0.1, 0.11])) is Verdict.FAILS
+    assert verdict("fixed_top_p_leaves", *drifts) is Verdict.HOLDS
+    assert verdict("fixed_top_p_leaves", outcomes("topp:0.4", excursions, [0.1, 0.11])) is Verdict.FAILS
+    near, far = (
+        outcomes(f"topp:{p}", "budget_error", errors) for p, errors in ((0.4, [0.1, 0.1]), (0.2, [0.2, 0.2]))
+    )
+    assert verdict("fixed_top_p_misses", near, far) is Verdict.HOLDS
+    assert verdict("fixed_top_p_misses", near) is Verdict.FAILS
     for loss, expected in ((1.01, Verdict.HOLDS), (1.03, Verdict.FAILS)):
         pair = outcomes("dtop_p", "loss", [loss, 2 * loss]), outcomes("topk", "loss", [1.0, 2.0])
         assert verdict("as_good_as_top_k", *pair) is expected
