@@ -39,7 +39,7 @@ class Experts(UsesKernels):
         hidden = linear(x, up, None)
         if gate is None:
             return linear(functional.gelu(hidden), down, None)
-        return linear(functional.silu(linear(x, gate, None)) * hidden, down, None)
+        return linear(self.kernels.swiglu(linear(x, gate, None), hidden), down, None)
 
     def forward(
         self, x: Float[Tensor, "tokens dim"], routing: Routing, dispatch: Dispatch
@@ -57,7 +57,9 @@ class Experts(UsesKernels):
 
     def _dense(self, x: Tensor, routing: Routing) -> Tensor:
         hidden = x @ self.up.mT
-        hidden = functional.gelu(hidden) if self.gate is None else functional.silu(x @ self.gate.mT) * hidden
+        hidden = (
+            functional.gelu(hidden) if self.gate is None else self.kernels.swiglu(x @ self.gate.mT, hidden)
+        )
         return torch.einsum("te,etd->td", routing.gates().to(x.dtype), hidden @ self.down.mT)
 
     def _grouped(self, x: Tensor, routing: Routing) -> Tensor:
@@ -82,7 +84,7 @@ class Experts(UsesKernels):
             up = product(rows, self.up)
             if self.gate is None:
                 return product(functional.gelu(up), self.down)
-            return product(functional.silu(product(rows, self.gate)) * up, self.down)
+            return product(self.kernels.swiglu(product(rows, self.gate), up), self.down)
         # One unbinding: the gradient of indexing each expert would be as large as all of them.
         gates = [None] * len(self.up) if self.gate is None else self.gate.unbind()
         networks = zip(gates, self.up.unbind(), self.down.unbind(), strict=True)
