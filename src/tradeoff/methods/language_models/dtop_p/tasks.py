@@ -14,9 +14,6 @@ from tradeoff.data import images, text
 from tradeoff.nn.decoder import Decoder, DecoderConfig, MoE, MoEConfig
 from tradeoff.nn.dit import Diffusion, DiT, DiTConfig
 
-ROUTER_STD = 0.02
-"""Initial deviation of router weights: routers begin undecided."""
-
 
 class Examples(Protocol):
     """A data set that gives several positions at once."""
@@ -122,11 +119,7 @@ class TextTask(Shared):
             ffn="swiglu" if mixture is None else mixture,
             init_std=self.dim**-0.5,
         )
-        model = Decoder(config, torch.Generator().manual_seed(seed))
-        with torch.no_grad():
-            for layer in model.moe_layers:
-                layer.router.weight.mul_(ROUTER_STD / config.init_std)
-        return model
+        return Decoder(config, torch.Generator().manual_seed(seed))
 
     def training(self) -> Examples:
         """See :class:`Shared`."""
