@@ -20,6 +20,7 @@ REFERENCE = "mla"
 READ = "read"
 EVICTED = 128 * 2**20
 """Bytes of the caches that a candidate goes through in turn: more than a last-level cache holds."""
+MOST_COPIES = 16
 
 
 class DecodeKernels(TorchKernels):
@@ -111,7 +112,7 @@ def decode_step(
     """A call that attends from one new token to a cache of random numbers, as a rank of ``ranks`` does.
 
     The call makes the attention of one layer, absorbed where latents are cached, and no projection. Each call
-    takes another of several equal caches, so that none stays in the processor's own memory.
+    takes another of up to 16 equal caches, so that none of 8 MiB or more stays in the processor's own memory.
 
     Args:
         config: of the whole model.
@@ -130,7 +131,7 @@ def decode_step(
         return torch.randn(shape, generator=generator).to(device, dtype)
 
     size = own.numbers * context * torch.finfo(dtype).bits // 8
-    copies = range(max(1, math.ceil(EVICTED / size)))
+    copies = range(min(MOST_COPIES, math.ceil(EVICTED / size)))
     if own.is_latent:
         latents = cycle(
             [(draw(1, own.streams, context, own.width), draw(1, context, own.rope_width)) for _ in copies]

@@ -74,8 +74,6 @@ def rank_traffic(config: DecoderConfig, ranks: int) -> RankTraffic:
         return RankTraffic(config.attention, ranks, streams, rows, width, width, 0)
     latents, served = LATENT_HEADS[config.attention], config.heads // HEAD_SHARES[config.attention]
     split = max(1, ranks // latents)
-    if served % split:
-        raise InvalidConfig(f"{served} heads of a latent do not divide among {split} ranks")
     rank = config.latent_rank // latents
     return RankTraffic(
         config.attention, ranks, max(1, latents // ranks), served // split, rank, rank, config.rope_dim or 0
