@@ -117,7 +117,7 @@ _TABLE = (
         (
             "decode_seconds",
             "s",
-            "processor time (on a GPU: its time) of one token's attention over the cache, one layer of a rank",
+            "processor time (on a GPU: its time) of a token's attention over the cache, one layer of a rank",
         ),
         ("output_error", "", "largest absolute difference of a logit from one process's"),
         ("gradient_error", "", "largest absolute difference of an element of a gradient from one process's"),
@@ -134,8 +134,8 @@ _TABLE = (
         Direction.HIGHER,
         ("throughput", "1/s", "inputs processed per second"),
         ("tokens_per_second", "1/s", "tokens generated per second"),
-        ("cache_bandwidth", "B/s", "bytes of a key and value cache over the time of one token's attention"),
-        ("read_bandwidth", "B/s", "bytes of a large tensor over the time in which one thread adds it up"),
+        ("cache_bandwidth", "GB/s", "bytes of a key and value cache over the time of one token's attention"),
+        ("read_bandwidth", "GB/s", "bytes of a large tensor over the time in which one thread adds it up"),
         (
             "label_agreement",
             "",

@@ -10,7 +10,13 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from tradeoff.methods.language_models.mlra.triton_decode import STAGES, WARPS, block_of, merge_kernel, split_kernel
+from tradeoff.methods.language_models.mlra.triton_decode import (
+    STAGES,
+    WARPS,
+    block_of,
+    merge_kernel,
+    split_kernel,
+)
 
 SHARED = {80: 163 * 1024, 90: 227 * 1024}
 """Bytes of shared memory that a block may have, by compute capability."""

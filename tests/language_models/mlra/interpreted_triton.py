@@ -73,7 +73,9 @@ def test_large_scores_do_not_overflow() -> None:
 @pytest.mark.parametrize("variant", ["mla", "gla2", "mlra2", "mlra4"])
 def test_a_decoder_decodes_with_it(variant: str) -> None:
     config = DecoderConfig(dim=32, layers=1, heads=4, attention="mla", kv_rank=16, nope_dim=8, rope_dim=4)
-    model = Decoder(replace(config, attention=variant, init_std=0.3), torch.Generator().manual_seed(0)).double()
+    model = Decoder(
+        replace(config, attention=variant, init_std=0.3), torch.Generator().manual_seed(0)
+    ).double()
     ids = torch.randint(256, (2, 7), generator=torch.Generator().manual_seed(1))
     expected = model(ids)
     model.kernels = TritonKernels()

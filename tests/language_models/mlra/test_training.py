@@ -58,20 +58,29 @@ def outcomes(
             for name in ("kv_bytes_per_token", "allreduce_bytes"):
                 if name in metrics:
                     values[name] = counted(metrics[name])
-            found.append(
-                Outcome(trial=Trial(variant=variant, setting=setting, seed=seed), metrics=values)
-            )
+            found.append(Outcome(trial=Trial(variant=variant, setting=setting, seed=seed), metrics=values))
 
     for name, four in (("mla", 576), ("mlra2", ours), ("mlra4", ours)):
         for ranks, size in ((1, 576), (4, four)):
             add(name, {"part": "traffic", "ranks": ranks}, 1, kv_bytes_per_token=size)
-    for name, ranks, seconds in (("mla", 1, 6.0), ("mla", 4, 3.0), ("mlra2", 4, 0.9), ("mlra4", 4, 3 / sharded)):
+    for name, ranks, seconds in (
+        ("mla", 1, 6.0),
+        ("mla", 4, 3.0),
+        ("mlra2", 4, 0.9),
+        ("mlra4", 4, 3 / sharded),
+    ):
         cell = {"part": "decode", "ranks": ranks, "context": 65536}
         add(name, cell, decode_seconds=seconds)
         add(name, {**cell, "context": 16384}, decode_seconds=1.0)
     for name in ("mha", "mlra2", "mlra4"):
         sums = 256.0 if name == "mha" else sent
-        add(name, {"part": "ranks", "ranks": 4}, output_error=error, gradient_error=error, allreduce_bytes=sums)
+        add(
+            name,
+            {"part": "ranks", "ranks": 4},
+            output_error=error,
+            gradient_error=error,
+            allreduce_bytes=sums,
+        )
     for name, value in (("mha", 2.1), ("mla", 2.05), ("gla4", 2.08), ("mlra2", 2.02), ("mlra4", loss)):
         add(name, {"part": "quality"}, loss=value)
     return Outcomes(found)

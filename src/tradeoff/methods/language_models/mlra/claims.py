@@ -56,7 +56,7 @@ def faster_than_data_parallel(outcomes: Outcomes) -> Finding:
 
 
 def ranks_agree(outcomes: Outcomes) -> Finding:
-    """The worst seed of every variant and number of ranks."""
+    """The worst of all variants and numbers of ranks."""
     cells = outcomes.where(part="ranks")
     if not len(cells):
         raise MissingOutcome("no model was shared")
@@ -109,12 +109,14 @@ def best_of_all(outcomes: Outcomes) -> Finding:
     others = [name for name in quality.variants if name not in OURS]
     if not others:
         raise MissingOutcome("nothing was trained beside")
-    return all_hold({f"beside {name}": better(quality.where("mlra4"), quality.where(name), "loss") for name in others})
+    return all_hold(
+        {f"beside {name}": better(quality.where("mlra4"), quality.where(name), "loss") for name in others}
+    )
 
 
 CLAIMS = (
     Claim(
-        "On four ranks each reads exactly a third of what MLA's ranks read of the cache, in the paper's model",
+        "On four ranks each reads exactly a third of the cache that MLA's ranks read, in the paper's model",
         "abstract: 4-way tensor parallelism (576 / 192 numbers)",
         a_third_of_the_traffic,
     ),
@@ -135,7 +137,7 @@ CLAIMS = (
         ranks_agree,
     ),
     Claim(
-        "The sum over branches costs no communication beyond the one sum of a layer that multi-head attention needs",
+        "The sum over branches costs no communication beyond the one sum that multi-head attention needs",
         "method: the sum merges with that of the output projection",
         one_sum_a_layer,
     ),

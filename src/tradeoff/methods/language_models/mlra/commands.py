@@ -18,7 +18,10 @@ def _verbs() -> None:
 @app.command("convert-config")
 def convert_config(
     source: Annotated[
-        str, typer.Argument(help="Folder with the config.json of a checkpoint, or a variant of the paper's model.")
+        str,
+        typer.Argument(
+            help="Folder with the config.json of a checkpoint, or a variant of the paper's model."
+        ),
     ],
     to: Annotated[str, typer.Option(help="mha, mqa, gqa, mla, gla2, gla4, mlra2 or mlra4.")] = "mlra4",
     kv_rank: Annotated[int | None, typer.Option(min=1, help="Numbers of a token's latents together.")] = None,
@@ -94,7 +97,9 @@ def train(
     dim: Annotated[int, typer.Option(min=8, help="Width of the model.")] = 128,
     layers: Annotated[int, typer.Option(min=1, help="Blocks.")] = 4,
     heads: Annotated[int, typer.Option(min=1, help="Query heads.")] = 8,
-    kv_rank: Annotated[int | None, typer.Option(min=4, help="Of latents; four heads' widths if not given.")] = None,
+    kv_rank: Annotated[
+        int | None, typer.Option(min=4, help="Of latents; four heads' widths if not given.")
+    ] = None,
     length: Annotated[int, typer.Option(min=2, help="Tokens of a sequence.")] = 64,
     batch: Annotated[int, typer.Option(min=1, help="Sequences of a step.")] = 8,
     steps: Annotated[int, typer.Option(min=1, help="Of the training.")] = 200,

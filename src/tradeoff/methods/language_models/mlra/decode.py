@@ -27,8 +27,8 @@ class DecodeKernels(TorchKernels):
     """The products of a decoder, with a latent attention for one or a few new tokens.
 
     Scores are made with the slots first, ``latents @ query^T``: the libraries behind torch run through a
-    matrix of many rows up to two and a half times faster when it is the left factor of so narrow a product than
-    when it is the right one. ``model.kernels = DecodeKernels()`` puts them into a decoder.
+    matrix of many rows up to two and a half times faster when it is the left factor of so narrow a product
+    than when it is the right one. ``model.kernels = DecodeKernels()`` puts them into a decoder.
     """
 
     def latent_attention(

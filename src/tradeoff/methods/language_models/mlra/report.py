@@ -84,7 +84,15 @@ def bench_table(found: Mapping[int, Mapping[Candidate, DecodeTime]]) -> Table:
         if limits
         else None,
     )
-    for heading in ("context", "variant", "ranks", "B/token", "ms", f"{REFERENCE} / it", "data-parallel / it"):
+    for heading in (
+        "context",
+        "variant",
+        "ranks",
+        "B/token",
+        "ms",
+        f"{REFERENCE} / it",
+        "data-parallel / it",
+    ):
         table.add_column(heading, justify="left" if heading == "variant" else "right")
     table.add_column("GB/s", justify="right")
     for length, times in found.items():
@@ -157,7 +165,14 @@ def train_variants(
 def train_table(rows: Sequence[TrainRow]) -> Table:
     """Loss and cache of the variants."""
     table = Table(title="equal parameters, equal text")
-    for heading in ("variant", "parameters", "loss", "perplexity", "numbers cached per token on 1 / 2 / 4", "s"):
+    for heading in (
+        "variant",
+        "parameters",
+        "loss",
+        "perplexity",
+        "numbers cached per token on 1 / 2 / 4",
+        "s",
+    ):
         table.add_column(heading, justify="left" if heading == "variant" else "right")
     for row in rows:
         losses = [run.loss for run in row.runs]

@@ -124,12 +124,18 @@ class MLRA(Method[MLRARecipe]):
     timed = True
 
     def trials(self, recipe: MLRARecipe) -> list[Trial]:
-        """Counts once, all else for every seed."""
-        counts = [
+        """Counts and comparisons with one process once, all else for every seed."""
+        once: list[tuple[str, dict[str, Any]]] = [
             (variant, {"part": "traffic", "ranks": ranks})
             for variant in recipe.variants
             for ranks in recipe.traffic
         ]
+        if recipe.ranks is not None:
+            once += [
+                (variant, {"part": "ranks", "ranks": ranks})
+                for ranks in recipe.ranks.degrees
+                for variant in recipe.ranks.variants
+            ]
         cells: list[tuple[str, dict[str, Any]]] = []
         if recipe.decode is not None:
             cells += [
@@ -137,15 +143,9 @@ class MLRA(Method[MLRARecipe]):
                 for context in recipe.decode.contexts
                 for each in recipe.decode.candidates
             ]
-        if recipe.ranks is not None:
-            cells += [
-                (variant, {"part": "ranks", "ranks": ranks})
-                for ranks in recipe.ranks.degrees
-                for variant in recipe.ranks.variants
-            ]
         if recipe.quality is not None:
             cells += [(variant, {"part": "quality"}) for variant in recipe.variants]
-        return [Trial(variant=variant, setting=setting, seed=0) for variant, setting in counts] + [
+        return [Trial(variant=variant, setting=setting, seed=0) for variant, setting in once] + [
             Trial(variant=variant, setting=setting, seed=seed)
             for variant, setting in cells
             for seed in range(recipe.seeds)
@@ -163,7 +163,6 @@ def _traffic(trial: Trial, recipe: MLRARecipe, context: Context) -> dict[str, Me
     own = rank_traffic(config, _number(trial, "ranks"))
     return {
         "kv_bytes_per_token": counted(2 * own.numbers * config.layers),
-        "macs": counted(own.multiply_adds * config.layers),
         "parameters": counted(parameter_count(config)),
     }
 
@@ -196,8 +195,8 @@ def _decode(trial: Trial, recipe: MLRARecipe, context: Context) -> dict[str, Met
     return {
         "kv_bytes_per_token": counted(mine["bytes"] // length),
         "decode_seconds": measured(mine["seconds"]),
-        "cache_bandwidth": measured(mine["bytes"] / mine["seconds"]),
-        "read_bandwidth": measured(mine["limit"]),
+        "cache_bandwidth": measured(mine["bytes"] / mine["seconds"] / 1e9),
+        "read_bandwidth": measured(mine["limit"] / 1e9),
     }
 
 

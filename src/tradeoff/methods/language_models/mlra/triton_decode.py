@@ -80,9 +80,7 @@ def split_kernel(
     place = (pair * splits + split) * rows + row
     tl.store(maxima + place, maximum, mask=is_row)
     tl.store(totals + place, total, mask=is_row)
-    tl.store(
-        sums + place[:, None] * RANK + column[None, :], mixed, mask=is_row[:, None] & is_column[None, :]
-    )
+    tl.store(sums + place[:, None] * RANK + column[None, :], mixed, mask=is_row[:, None] & is_column[None, :])
 
 
 @triton.jit

@@ -1,8 +1,8 @@
 """The attention variants that are compared, and configurations of equal size with each of them.
 
-A variant changes how many weights attention has. A comparison is fair when the feed-forward layers make up for
-it: :func:`convert` changes a configuration's attention and sets the feed-forward width so that the parameters
-stay the same.
+A variant changes how many weights attention has. A comparison is fair when the feed-forward layers make up
+for it: :func:`convert` changes a configuration's attention and sets the feed-forward width so that the
+parameters stay the same.
 """
 
 from dataclasses import asdict, dataclass, replace
@@ -96,7 +96,9 @@ def read(source: str) -> DecoderConfig:
 
 def parameter_count(config: DecoderConfig) -> int:
     """Trainable numbers of a decoder, tied ones once; nothing is allocated."""
-    dense = min(config.layers, config.ffn.dense_layers) if isinstance(config.ffn, MoEConfig) else config.layers
+    dense = (
+        min(config.layers, config.ffn.dense_layers) if isinstance(config.ffn, MoEConfig) else config.layers
+    )
     alike = ((0, dense), (config.layers - 1, config.layers - dense))
     with torch.device("meta"):
         outside = _numbers(Decoder(replace(config, layers=0)))
