@@ -5,6 +5,7 @@ from tradeoff.core.claims import all_hold
 from tradeoff.core.errors import MissingOutcome
 from tradeoff.core.statistics import better, compare, times_better
 
+Numbers = dict[str, int | float | str]
 OURS = ("mlra2", "mlra4")
 RANKS = 4
 OUTPUT_ERROR, GRADIENT_ERROR = 1e-5, 1e-4
@@ -17,7 +18,7 @@ def a_third_of_the_traffic(outcomes: Outcomes) -> Finding:
     cells = {name: outcomes.where(name, part="traffic", ranks=RANKS) for name in ("mla", *OURS)}
     sizes = {name: cell.mean("kv_bytes_per_token") for name, cell in cells.items()}
     exact = all(sizes["mla"] == 3 * sizes[name] for name in OURS)
-    numbers = {f"ratio of {name}": sizes["mla"] / sizes[name] for name in OURS}
+    numbers: Numbers = {f"ratio of {name}": sizes["mla"] / sizes[name] for name in OURS}
     return Finding(verdict=Verdict.HOLDS if exact else Verdict.FAILS, numbers=numbers)
 
 
@@ -26,7 +27,7 @@ def no_more_cache(outcomes: Outcomes) -> Finding:
     cells = {name: outcomes.where(name, part="traffic", ranks=1) for name in ("mla", *OURS)}
     sizes = {name: cell.mean("kv_bytes_per_token") for name, cell in cells.items()}
     equal = len(set(sizes.values())) == 1
-    return Finding(verdict=Verdict.HOLDS if equal else Verdict.FAILS, numbers=dict(sizes))
+    return Finding(verdict=Verdict.HOLDS if equal else Verdict.FAILS, numbers={**sizes})
 
 
 def _longest(outcomes: Outcomes) -> int:
@@ -38,21 +39,20 @@ def _longest(outcomes: Outcomes) -> int:
 
 def faster_than_sharded(outcomes: Outcomes) -> Finding:
     """At the longest context, against MLA on as many ranks."""
-    cell = {"part": "decode", "ranks": RANKS, "context": _longest(outcomes)}
-    theirs = outcomes.where("mla", **cell)
+    cell = outcomes.where(part="decode", ranks=RANKS, context=_longest(outcomes))
+    theirs = cell.where("mla")
     return all_hold(
         {
-            "of mlra4": times_better(outcomes.where("mlra4", **cell), theirs, "decode_seconds", 1.6),
-            "of mlra2": times_better(outcomes.where("mlra2", **cell), theirs, "decode_seconds", 2.0),
+            "of mlra4": times_better(cell.where("mlra4"), theirs, "decode_seconds", 1.6),
+            "of mlra2": times_better(cell.where("mlra2"), theirs, "decode_seconds", 2.0),
         }
     )
 
 
 def faster_than_data_parallel(outcomes: Outcomes) -> Finding:
     """At the longest context, a rank of four against a device that serves MLA alone."""
-    cell = {"part": "decode", "context": _longest(outcomes)}
-    theirs = outcomes.where("mla", ranks=1, **cell)
-    return times_better(outcomes.where("mlra4", ranks=RANKS, **cell), theirs, "decode_seconds", 2.8)
+    cell = outcomes.where(part="decode", context=_longest(outcomes))
+    return times_better(cell.where("mlra4", ranks=RANKS), cell.where("mla", ranks=1), "decode_seconds", 2.8)
 
 
 def ranks_agree(outcomes: Outcomes) -> Finding:
@@ -62,7 +62,7 @@ def ranks_agree(outcomes: Outcomes) -> Finding:
         raise MissingOutcome("no model was shared")
     output, gradient = max(cells.values("output_error")), max(cells.values("gradient_error"))
     agree = output < OUTPUT_ERROR and gradient < GRADIENT_ERROR
-    numbers = {"output error": output, "gradient error": gradient, "runs": len(cells)}
+    numbers: Numbers = {"output error": output, "gradient error": gradient, "runs": len(cells)}
     return Finding(verdict=Verdict.HOLDS if agree else Verdict.FAILS, numbers=numbers)
 
 
@@ -76,7 +76,7 @@ def one_sum_a_layer(outcomes: Outcomes) -> Finding:
     if not any(name.startswith("mha") for name in found) or len(found) < 2:
         raise MissingOutcome("needs mha and mlra on several ranks")
     equal = len(set(found.values())) == 1
-    return Finding(verdict=Verdict.HOLDS if equal else Verdict.FAILS, numbers=found)
+    return Finding(verdict=Verdict.HOLDS if equal else Verdict.FAILS, numbers={**found})
 
 
 def as_good_as_mla(outcomes: Outcomes) -> Finding:
