@@ -4,7 +4,7 @@ Every rank is a process of its own (gloo over loopback, or nccl on GPUs). It bui
 shares it with the others, compares outputs and gradients with the whole model's, and counts what it sends.
 """
 
-import multiprocessing as processes
+import multiprocessing
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor, distributed, multiprocessing, nn
+from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, start_processes
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tradeoff.core.files import read_json, write_json
@@ -81,8 +81,10 @@ def run_ranks(
         arguments = (ranks, folder, dict(configs), seed, dtype, timeout)
         try:
             # The server of forks imports torch once for all ranks.
-            processes.set_forkserver_preload([__name__])
-            multiprocessing.start_processes(_work, arguments, nprocs=ranks, start_method="forkserver")
+            multiprocessing.set_forkserver_preload([__name__])
+            start_processes(  # type: ignore[no-untyped-call]
+                _work, arguments, nprocs=ranks, start_method="forkserver"
+            )
         except ProcessExitedException as error:
             how = error.signal_name or f"exit status {error.exit_code}"
             raise RankFailed(f"rank {error.error_index} of {ranks} died: {how}") from None

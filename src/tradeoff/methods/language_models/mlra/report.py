@@ -9,12 +9,11 @@ from typing import Any
 
 import torch
 from rich.table import Table
-from safetensors.torch import save_file
 
 from tradeoff.core.context import usable_device
-from tradeoff.core.files import write_json
 from tradeoff.nn.decoder import DecoderConfig, InvalidConfig
 
+from .checkpoint import save
 from .decode import REFERENCE, Candidate, DecodeTime, attention_shape, parse_contexts, time_decoding
 from .traffic import DEGREES, rank_traffic
 from .training import Run, Setup, train
@@ -151,11 +150,7 @@ def train_variants(
             say(f"{name}, seed {seed}: {run.loss:.4f} nats a token after {run.seconds:.0f} s")
             runs.append(run)
             if out is not None and seed == 0:
-                folder = out / name
-                folder.mkdir(parents=True, exist_ok=True)
-                weights = {key: tensor.cpu() for key, tensor in model.state_dict().items()}
-                save_file(weights, folder / "model.safetensors")
-                write_json(folder / "config.json", document(model.config))
+                save(model, out / name)
         layers = model.config.layers
         cached = {ranks: layers * count for ranks, count in cached_numbers(model.config).items()}
         rows.append(TrainRow(name, runs, cached))

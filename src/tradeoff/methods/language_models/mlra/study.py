@@ -206,7 +206,7 @@ def _ranks(trial: Trial, recipe: MLRARecipe, context: Context) -> dict[str, Metr
 
     def build(folder: Path) -> None:
         with context.progress(None, f"sharing models among {ranks} processes"):
-            configs = {variant: settings.config(variant) for variant in settings.variants}
+            configs = {str(variant): settings.config(variant) for variant in settings.variants}
             reports = run_ranks(configs, ranks, seed=trial.seed)
         document = {name: asdict(report) for name, report in reports.items()}
         (folder / "ranks.json").write_text(json.dumps(document))

@@ -192,4 +192,5 @@ def _splits(pairs: int, slots: int, rank: int, device: torch.device) -> int:
     if device.type != "cuda":
         return 1
     processors = torch.cuda.get_device_properties(device).multi_processor_count
-    return max(1, min(triton.cdiv(2 * processors, pairs), slots // (4 * block_of(rank))))
+    parts: int = max(1, min(triton.cdiv(2 * processors, pairs), slots // (4 * block_of(rank))))
+    return parts

@@ -135,7 +135,11 @@ def with_attention(
         attention="mha",
         head_dim=head,
         kv_heads=None,
-        **dict.fromkeys(("q_rank", "kv_rank", "nope_dim", "rope_dim", "value_dim")),
+        q_rank=None,
+        kv_rank=None,
+        nope_dim=None,
+        rope_dim=None,
+        value_dim=None,
         latent_scale=True,
     )
     if name in ("mha", "mqa"):
