@@ -17,6 +17,7 @@ from tradeoff.methods.language_models.mlra import (
     with_attention,
     with_parameters,
 )
+from tradeoff.methods.language_models.mlra.study import MLRA
 from tradeoff.methods.language_models.mlra.variants import PUBLISHED, document, read
 from tradeoff.nn.decoder import CheckpointError, Decoder, DecoderConfig, InvalidConfig, MoEConfig
 from tradeoff.nn.decoder.loading.files import write_folder
@@ -145,3 +146,12 @@ def test_bad_input() -> None:
         rank_traffic(SMALL, 3)
     with pytest.raises(InvalidConfig, match="6 heads do not divide among 4 ranks"):
         rank_traffic(replace(SMALL, dim=96, heads=6), 4)
+
+
+def test_the_card_s_example_runs() -> None:
+    page = (MLRA().folder / "card.md").read_text(encoding="utf-8")
+    code = page.partition("```python\n")[2].partition("```")[0]
+    names: dict = {}
+    exec(code, names)
+    assert names["logits"].shape == (1, 1, 256)
+    assert rank_traffic(names["config"], 4).numbers == 48

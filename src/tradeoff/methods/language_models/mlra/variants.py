@@ -192,7 +192,7 @@ def convert(
     >>> from tradeoff.nn.decoder import DecoderConfig
     >>> config = DecoderConfig(dim=128, layers=4, heads=8, hidden=384)
     >>> convert(config, "mlra4").hidden
-    384
+    408
 
     Args:
         multiple: of which the feed-forward width is one.
