@@ -25,9 +25,8 @@ from torch.nn import functional
 
 from tradeoff.core.timing import ProcessorClock, SideBySide, side_by_side
 from tradeoff.methods.language_models.mlra import DecodeKernels
-from tradeoff.methods.language_models.mlra.decode import attention_shape, decode_step, parse_contexts
-from tradeoff.methods.language_models.mlra.variants import with_attention
-from tradeoff.nn.decoder import TORCH, from_pretrained
+from tradeoff.methods.language_models.mlra.decode import parse_contexts
+from tradeoff.nn.decoder import TORCH, Causal, Visibility, from_pretrained
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results" / "benchmarks" / "mlra.json"
 OURS = "tradeoff"
@@ -49,14 +48,18 @@ WIDTHS = {
 
 def grouped(context: int) -> SideBySide:
     """GQA with 16 query and 4 key heads of 128."""
-    shape = with_attention(attention_shape(), "gqa")
     query = torch.randn(1, 16, 1, 128)
     keys, values = torch.randn(2, 1, 4, context, 128)
+    visible, kernels = Visibility(Causal(), (context - 1,), 1), DecodeKernels()
+
+    def ours() -> torch.Tensor:
+        return kernels.attention(query, keys, values, visible, 128**-0.5)
 
     def peer() -> torch.Tensor:
         return functional.scaled_dot_product_attention(query, keys, values, enable_gqa=True)
 
-    return timed({OURS: decode_step(shape, 1, context), "torch enable_gqa": peer})
+    torch.testing.assert_close(ours(), peer())
+    return timed({OURS: ours, "torch enable_gqa": peer})
 
 
 def latent(context: int) -> SideBySide:
