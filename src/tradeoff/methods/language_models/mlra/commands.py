@@ -103,7 +103,7 @@ def train(
     length: Annotated[int, typer.Option(min=2, help="Tokens of a sequence.")] = 64,
     batch: Annotated[int, typer.Option(min=1, help="Sequences of a step.")] = 8,
     steps: Annotated[int, typer.Option(min=1, help="Of the training.")] = 200,
-    lr: Annotated[float, typer.Option(min=1e-9, help="Highest learning rate of AdamW.")] = 0.003,
+    lr: Annotated[float, typer.Option(min=1e-9, help="Highest learning rate of AdamW.")] = 0.005,
     seeds: Annotated[int, typer.Option(min=1, help="Trainings of each.")] = 1,
     device: Annotated[str, typer.Option(help="A torch device.")] = "cpu",
     out: Annotated[Path | None, typer.Option(help="Folder for weights and configurations.")] = None,

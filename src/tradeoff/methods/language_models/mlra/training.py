@@ -34,6 +34,8 @@ class Setup(pydantic.BaseModel):
         dim, layers, heads: of the model.
         hidden: feed-forward width of ``mha``, from which the other variants' follow; None for 8/3 of ``dim``.
         kv_rank: numbers of a token's latents together; None for four heads' widths.
+            All matrices start with the deviation 1 / sqrt(dim), which for the paper's 3072 is its 0.02, and
+            output projections at zero.
         learning_rate: the highest, of AdamW; it rises linearly in ``warmup_fraction`` of the steps, and falls
             linearly to a tenth.
     """
@@ -51,7 +53,7 @@ class Setup(pydantic.BaseModel):
     heads: int = Field(default=8, ge=1)
     hidden: int | None = Field(default=None, ge=1)
     kv_rank: int | None = Field(default=None, ge=4)
-    learning_rate: float = Field(default=3e-3, gt=0)
+    learning_rate: float = Field(default=5e-3, gt=0)
     weight_decay: float = Field(default=0.1, ge=0)
     warmup_fraction: float = Field(default=0.1, gt=0, lt=1)
 
@@ -74,6 +76,7 @@ class Setup(pydantic.BaseModel):
             hidden=self.hidden,
             max_len=self.length,
             init="zero_out",
+            init_std=self.dim**-0.5,
         )
         return convert(plain, variant, multiple=WIDTH_MULTIPLE, kv_rank=self.kv_rank)
 
