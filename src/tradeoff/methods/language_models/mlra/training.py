@@ -25,6 +25,9 @@ WIDTH_MULTIPLE = 4
 class Setup(pydantic.BaseModel):
     """Data, size and training, alike for all variants.
 
+    Output projections start at zero and other matrices with the deviation 1 / sqrt(dim), which at the paper's
+    width is its 0.02; small models that start with 0.02 hardly learn in some hundred steps.
+
     Attributes:
         corpus: of :func:`tradeoff.data.text.load`, or a text file.
         tokenizer: ``bytes``, or ``bpe:4096`` for as many byte pairs.
@@ -34,8 +37,6 @@ class Setup(pydantic.BaseModel):
         dim, layers, heads: of the model.
         hidden: feed-forward width of ``mha``, from which the other variants' follow; None for 8/3 of ``dim``.
         kv_rank: numbers of a token's latents together; None for four heads' widths.
-            All matrices start with the deviation 1 / sqrt(dim), which for the paper's 3072 is its 0.02, and
-            output projections at zero.
         learning_rate: the highest, of AdamW; it rises linearly in ``warmup_fraction`` of the steps, and falls
             linearly to a tenth.
     """
