@@ -9,6 +9,7 @@ NB_MODULE(_native, m) {
     register_ring(m);
     register_bits(m);
     register_elementwise(m);
+    register_field(m);
     register_pages(m);
     register_sparse(m);
     register_cbsr(m);

@@ -7,6 +7,7 @@ void register_tun_relay(nanobind::module_& m);
 void register_ring(nanobind::module_& m);
 void register_bits(nanobind::module_& m);
 void register_elementwise(nanobind::module_& m);
+void register_field(nanobind::module_& m);
 void register_pages(nanobind::module_& m);
 void register_sparse(nanobind::module_& m);
 void register_cbsr(nanobind::module_& m);
