@@ -24,6 +24,7 @@ from tradeoff.engines.two_party.comparison import Comparison, at_least_zero, rel
 from tradeoff.engines.two_party.party import StaticOperand
 from tradeoff.engines.two_party.sharing import Ring
 from tradeoff.engines.two_party.truncation import Truncation, truncate, truncate_locally
+from tradeoff.nn.plan import windows
 
 RINGS = [Ring(64, 16), Ring(32, 8)]
 RADICES = [4, 2]
@@ -143,7 +144,7 @@ class TestExact:
         winners, indices = share(ring, ring.elements(values)), None
         places = np.repeat(np.arange(features, dtype=ring.dtype)[:, None], 40, axis=1)
         indices = (places, np.zeros_like(places))
-        for level, pairs in enumerate(pooling.levels(features)):
+        for level, pairs in enumerate(windows.levels(features)):
             lane = pooling.argmax_lane(ring, 4, 40, pairs, first=level == 0)
             run = two_parties(
                 lane,
@@ -290,7 +291,7 @@ def _dot(x: np.ndarray, w: np.ndarray) -> np.ndarray:
 def _conv(x: np.ndarray, w: np.ndarray, map: Convolution) -> np.ndarray:
     """Convolution tap by tap."""
     kernel, per_group = w.shape[2:], w.shape[0] // map.groups
-    taps = pooling.windows(x, kernel, map.stride, map.padding, map.dilation, 0)
+    taps = windows.windows(x, kernel, map.stride, map.padding, map.dilation, 0)
     out = np.zeros(map.shape(x.shape, w.shape), x.dtype)
     for tap, offset in zip(taps, np.ndindex(*kernel), strict=True):
         for channel in range(w.shape[0]):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import prod
 
 from tradeoff.engines.transport import LinkShaper, Report, Row, profile
-from tradeoff.engines.two_party.prg import SEED_BYTES
+from tradeoff.engines.transport.prg import SEED_BYTES
 from tradeoff.engines.two_party.program import Program, require_batch
 from tradeoff.engines.two_party.protocol import traffic
 from tradeoff.engines.two_party.steps import Reveal, Step

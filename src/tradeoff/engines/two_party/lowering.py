@@ -288,7 +288,7 @@ class _Lowering:
 
 def _window_counts(operator: op.AveragePool, shape: tuple[int, ...]) -> Any:
     """How many elements of the input each window covers."""
-    from tradeoff.engines.two_party.pooling import windows
+    from tradeoff.nn.plan.windows import windows
 
     ones = np.ones((1, 1, *shape[1:]))
     taps = windows(ones, operator.kernel, operator.stride, operator.padding, (1,) * len(operator.kernel), 0)

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tradeoff.engines.transport import Clock, Endpoint
+from tradeoff.engines.transport.prg import SEED_BYTES, BlockLedger, Prg, agree
 from tradeoff.engines.two_party.correlations import Fields
 from tradeoff.engines.two_party.offline import BATCH, DEALER, Source
-from tradeoff.engines.two_party.prg import SEED_BYTES, BlockLedger, Prg, agree
 from tradeoff.engines.two_party.program import Program
 from tradeoff.engines.two_party.protocol import Group, Rounds, lockstep
 from tradeoff.engines.two_party.sharing import Share, share_of_owner

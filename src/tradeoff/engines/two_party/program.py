@@ -13,7 +13,6 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tradeoff.core.errors import DataError
 from tradeoff.engines.two_party.sharing import Ring
 from tradeoff.engines.two_party.steps import Step
 from tradeoff.nn.plan import Plan, dumps, loads
@@ -172,16 +171,7 @@ class Program:
         Raises:
             DataError (a ValueError): another shape or dtype, an empty batch, NaN or infinity.
         """
-        x = np.asarray(x)
-        if x.dtype.kind not in "biuf":
-            raise DataError(f"inputs are real numbers, not {x.dtype}")
-        x = x.astype(np.float64)
-        if x.shape[1:] != self.plan.input_shape or x.ndim != len(self.plan.input_shape) + 1 or not len(x):
-            wanted = ", ".join(map(str, ("images", *self.plan.input_shape)))
-            raise DataError(f"inputs have shape ({wanted}), at least one image, not {x.shape}")
-        if not np.isfinite(x).all():
-            raise DataError("the input holds NaN or infinity")
-        return x
+        return self.plan.check_input(x)
 
 
 def require_batch(batch: int) -> int:

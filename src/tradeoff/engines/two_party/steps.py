@@ -25,6 +25,7 @@ from tradeoff.engines.two_party.correlations import Fields
 from tradeoff.engines.two_party.protocol import CHUNK, IN_FLIGHT, Group, Lane, Rounds, chunks
 from tradeoff.engines.two_party.sharing import Ring, Share, padded
 from tradeoff.engines.two_party.truncation import Truncation, truncate, truncate_locally
+from tradeoff.nn.plan import windows
 
 if TYPE_CHECKING:
     from tradeoff.engines.two_party.party import Evaluator
@@ -405,18 +406,18 @@ class MaxPool(Step):
         count = batch * prod(self.shape)
         return [
             group
-            for pairs in pooling.levels(prod(self.kernel))
+            for pairs in windows.levels(prod(self.kernel))
             for group in _chunked(pairs * count, lambda n: Comparison(self.ring, n, self.radix))
         ]
 
     def _windows(self, x: Share, pad: int) -> list[Share]:
-        return pooling.windows(x, self.kernel, self.stride, self.padding, self.dilation, pad)
+        return windows.windows(x, self.kernel, self.stride, self.padding, self.dilation, pad)
 
     def run(self, party: Evaluator, *inputs: Share) -> Share:
         outside = -(1 << (self.ring.bits - 3)) % (1 << self.ring.bits) if party.rank == 0 else 0
         candidates = np.stack(self._windows(inputs[0], outside))
         groups = iter(self.groups(len(inputs[0])))
-        for pairs in pooling.levels(len(candidates)):
+        for pairs in windows.levels(len(candidates)):
             a, b = candidates[0 : 2 * pairs : 2], candidates[1 : 2 * pairs : 2]
             level = [next(groups) for _ in chunks(a.size)]
             winners = b + _compare(party, level, a - b)
@@ -444,7 +445,7 @@ class SumPool(Step):
         return self._sum(inputs[0])
 
     def _sum(self, x: Share) -> Share:
-        taps = pooling.windows(x, self.kernel, self.stride, self.padding, (1,) * len(self.kernel), 0)
+        taps = windows.windows(x, self.kernel, self.stride, self.padding, (1,) * len(self.kernel), 0)
         result = taps[0].copy()
         for tap in taps[1:]:
             result += tap
@@ -512,7 +513,7 @@ class ArgMax(Step):
     kind: ClassVar[str] = "argmax"
 
     def groups(self, batch: int) -> list[Group]:
-        pairs = pooling.levels(self.features)
+        pairs = windows.levels(self.features)
         return [
             (pooling.argmax_lane(self.ring, self.radix, batch, count, first=i == 0),)
             for i, count in enumerate(pairs)
