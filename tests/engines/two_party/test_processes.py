@@ -118,7 +118,7 @@ def test_killed_party(victim: int) -> None:
     program = deep_program(400, 64)
     session = two_party.Session.local(net="lan", recv_timeout=120.0)
     session.infer(program, np.zeros((1, 64)))
-    cluster = session._running.parties
+    cluster = session._running.crew.parties
     assert isinstance(cluster, LocalCluster)
     threading.Timer(0.1, os.kill, (cluster.pids[victim], signal.SIGKILL)).start()
     began = time.monotonic()
@@ -137,7 +137,7 @@ def test_stopped_party() -> None:
     program = deep_program(200, 64)
     session = two_party.Session.local(net="lan", recv_timeout=6.0)
     session.infer(program, np.zeros((1, 64)))
-    cluster = session._running.parties
+    cluster = session._running.crew.parties
     assert isinstance(cluster, LocalCluster)
     os.kill(cluster.pids[0], signal.SIGSTOP)
     with pytest.raises((PeerTimeout, TimeoutError)):

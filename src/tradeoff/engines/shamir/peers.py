@@ -1,4 +1,4 @@
-"""Messages among servers, dealer and data owner; where the program is robust, lost servers are passed over."""
+"""Messages among servers, dealer and data owner; in robust programs lost servers are passed over."""
 
 from __future__ import annotations
 

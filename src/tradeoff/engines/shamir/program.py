@@ -1,4 +1,4 @@
-"""A compiled network: what servers, dealer and data owner agree on, and the servers' shares of its weights."""
+"""A compiled network: what servers, dealer and data owner agree on, and the shares of its weights."""
 
 from __future__ import annotations
 

@@ -40,7 +40,8 @@ class Server:
         operands: shares of the weights, where they are private.
 
     Attributes:
-        verified: whether every opening so far had more shares than it needed (``robust`` only).
+        verified: whether wrong shares would have been noticed so far: not in ``semi-honest`` runs, nor in a
+            ``robust`` one in which an opening had no more shares than it needed.
         corrected: servers whose wrong shares were corrected (``robust`` only).
     """
 
@@ -51,7 +52,7 @@ class Server:
         self.batch = batch
         self.clock = Clock()
         self.peers = Peers(net, program.options)
-        self.verified = True
+        self.verified = self.options.security != "semi-honest"
         self.corrected: set[int] = set()
         self._scheme = program.options.scheme
         self._operands = dict(operands)
@@ -171,9 +172,9 @@ class Server:
     def verify(self) -> None:
         """Check all products since the last verification: 4 rounds.
 
-        With public random rho_k, T = sum rho_k (alpha x_k) - alpha sum rho_k x_k is 0 unless somebody cheated;
-        r T with a random r is opened, by degree t, so that T itself stays hidden. A wrong computation passes
-        with a probability of about 3 / p (K. Chida et al., CRYPTO 2018).
+        With public random rho_k, T = sum rho_k (alpha x_k) - alpha sum rho_k x_k is 0 unless somebody
+        cheated; r T with a random r is opened, by degree t, so that T itself stays hidden. A wrong computation
+        passes with a probability of about 3 / p (K. Chida et al., CRYPTO 2018).
 
         Raises:
             InconsistentShares: it does not pass.
@@ -227,7 +228,8 @@ class Server:
         if self.options.security == "semi-honest":
             return self._scheme.open(shares, degree)
         opened = open_checked(self.options, shares, degree, self._layer, what, trusted=self.net.me)
-        self.verified = self.verified and opened.verified
+        if self.options.security == "robust":
+            self.verified = self.verified and opened.verified
         for liar in opened.liars - self.corrected:
             _log.warning("%s: wrong shares of server %d were corrected", self._layer, liar)
         self.corrected |= opened.liars

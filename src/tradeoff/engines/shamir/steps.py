@@ -246,8 +246,8 @@ class ReLU(Step):
 class Activation(Step):
     """A polynomial by Horner's rule, and a ReLU where ``mask`` says so; positions are public.
 
-    Each degree is a product with x; where the next one would exceed 3f fractional bits, the value is truncated
-    to f first. The last truncation is a step of its own.
+    Each degree is a product with x; where the next one would exceed 3f fractional bits, the value is
+    truncated to f first. The last truncation is a step of its own.
 
     Args:
         mask: True = ReLU, per-image shape.

@@ -6,16 +6,21 @@ The verbs of the model owner, the data owner and the dealer, and what an inferen
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from tradeoff.nn.plan.command_line import (
+    bad_input,
+    check_place,
+    digits_network,
+    load_images,
+    load_network,
+    parse_shape,
+)
 
+if TYPE_CHECKING:
     from tradeoff.engines.two_party import Program
     from tradeoff.engines.two_party.hosts import Served
 
@@ -60,9 +65,9 @@ def compile_(
     """Prepare a network: a folder for the model owner, with a public one in it for the others."""
     from tradeoff.engines import two_party
 
-    shape = _shape(input_shape)
-    with _bad_input():
-        network = _load_network(plan, arch, model, shape, classes)
+    shape = parse_shape(input_shape)
+    with bad_input():
+        network = load_network(plan, arch, model, shape, classes)
         program = two_party.compile(network, ring_bits=ring_bits, weights=weights, radix=radix)  # type: ignore[arg-type]
         program = program.with_options(output=output)
     program.save(out)
@@ -80,8 +85,8 @@ def serve(
 ) -> None:
     """Answer queries, as the model owner."""
     from tradeoff.engines.transport import Config
+    from tradeoff.engines.transport.crew import keep_freed_memory
     from tradeoff.engines.two_party.hosts import serve_queries
-    from tradeoff.engines.two_party.session import keep_freed_memory
 
     keep_freed_memory()
     loaded, settings = _load_program(program), Config.load(config)
@@ -104,14 +109,14 @@ def query(
     import numpy as np
 
     from tradeoff.engines.transport import Config
+    from tradeoff.engines.transport.crew import keep_freed_memory
     from tradeoff.engines.two_party.hosts import query as ask
-    from tradeoff.engines.two_party.session import keep_freed_memory
 
     for path in (out, report):
-        _check_place(path)
+        check_place(path)
     keep_freed_memory()
     loaded = _load_program(program)
-    result, cost = ask(loaded, Config.load(config), _load_images(images), pool=pool)
+    result, cost = ask(loaded, Config.load(config), load_images(images), pool=pool)
     if report is not None:
         cost.save(report)
     if result is None:
@@ -135,9 +140,9 @@ def dealer(
 ) -> None:
     """Supply correlated randomness, live or as files; the dealer sees no input, weight or result."""
     from tradeoff.engines.transport import Config
+    from tradeoff.engines.transport.crew import keep_freed_memory
     from tradeoff.engines.two_party.hosts import deal_sessions
     from tradeoff.engines.two_party.pool import write_pool
-    from tradeoff.engines.two_party.session import keep_freed_memory
 
     if (config is None) == (pool is None):
         raise typer.BadParameter("give either --config (deal live) or --pool (write files)")
@@ -184,9 +189,9 @@ def bench(
     from tradeoff.engines.transport import profile
 
     profile(net)  # refuses an unknown one before anything is trained
-    _check_place(out)
-    with _bad_input():
-        x, y, network = _digits_network(arch, model)
+    check_place(out)
+    with bad_input():
+        x, y, network = digits_network(arch, model)
     program = two_party.compile(network, (1, 8, 8))
     with two_party.Session.local(net=net) as session:
         session.infer(program, x[:batch], batch=batch)  # starts the processes
@@ -204,27 +209,6 @@ def bench(
         out.write_text(json.dumps(document, indent=2) + "\n")
 
 
-@contextmanager
-def _bad_input() -> Iterator[None]:
-    """A wrong value of an option is the user's, not a fault of the program."""
-    from tradeoff.core.errors import DataError, TradeoffError
-
-    try:
-        yield
-    except TradeoffError:
-        raise
-    except ValueError as error:
-        raise DataError(str(error)) from None
-
-
-def _check_place(path: Path | None) -> None:
-    """Refuse a place for results that does not exist before they are computed: they would be lost."""
-    from tradeoff.core.errors import DataError
-
-    if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
-        raise DataError(f"cannot write {path}: it is a folder, or its folder does not exist")
-
-
 def _load_program(folder: Path) -> Program:
     from tradeoff.core.errors import DataError
     from tradeoff.engines.two_party import Program
@@ -235,78 +219,6 @@ def _load_program(folder: Path) -> Program:
         raise DataError(f"{folder} is not a program: make one with `tradeoff two-party compile`") from None
     except (ValueError, TypeError) as error:
         raise DataError(f"{folder} is not a program: {error}") from None
-
-
-def _load_images(path: Path) -> NDArray[Any]:
-    import numpy as np
-
-    from tradeoff.core.errors import DataError
-
-    try:
-        # Mapped first, so that a header that promises more than the file holds allocates nothing.
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError, OverflowError) as error:
-        raise DataError(f"cannot read {path} as an .npy array: {error}") from None
-    if not isinstance(array, np.ndarray):
-        array.close()
-        raise DataError(f"{path} holds several arrays; an .npy file holds one")
-    return np.array(array)
-
-
-def _load_network(
-    plan: Path | None, arch: str | None, model: Path | None, shape: tuple[int, ...], classes: int
-) -> Any:
-    """A plan from a file, or traced from an architecture with its weights."""
-    from tradeoff.nn.plan import load, trace
-
-    if (plan is None) == (arch is None):
-        raise typer.BadParameter("give either --plan or --arch with --model")
-    if plan is not None:
-        return load(plan)
-    if model is None:
-        raise typer.BadParameter("--arch needs --model, a safetensors file of its weights")
-    from tradeoff.nn.models import build, load_weights
-
-    assert arch is not None
-    network = build(arch, classes, shape)  # type: ignore[arg-type]
-    load_weights(network, model)
-    return trace(network.eval(), shape)
-
-
-def _digits_network(arch: str, model: Path | None) -> tuple[Any, Any, Any]:
-    """Test images, labels and a network for scikit-learn's digits."""
-    import numpy as np
-    import torch
-    from sklearn.datasets import load_digits
-
-    from tradeoff.nn.models import build, load_weights
-
-    digits = load_digits()
-    x = (digits.images[:, None] / 8.0 - 1.0).astype(np.float32)
-    y = digits.target.astype(np.int64)
-    torch.manual_seed(0)
-    network = build(arch, 10, (1, 8, 8))
-    if model is not None:
-        load_weights(network, model)
-        return x[1400:], y[1400:], network.eval()
-    optimizer = torch.optim.Adam(network.parameters(), 3e-3)
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(400):
-        chosen = torch.randint(0, 1400, (64,), generator=generator).numpy()
-        loss = torch.nn.functional.cross_entropy(
-            network(torch.from_numpy(x[chosen])), torch.from_numpy(y[chosen])
-        )
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-    return x[1400:], y[1400:], network.eval()
-
-
-def _shape(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise typer.BadParameter(f"a shape is numbers with commas between, not {text!r}") from None
 
 
 def _say_served(served: Served) -> None:
