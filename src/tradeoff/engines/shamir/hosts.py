@@ -1,7 +1,7 @@
 """The roles on hosts of their own: servers compute, a dealer deals, data owners query.
 
-Each role is one process with the same ``cluster.toml`` (:class:`tradeoff.engines.transport.Config`): parties 0
-to n - 1 are the servers, party n is the dealer, party n + 1 the data owner. Links are TLS with mutual
+Each role is one process with the same ``cluster.toml`` (:class:`tradeoff.engines.transport.Config`). Parties
+0 to n - 1 are the servers, party n is the dealer, party n + 1 the data owner. Links are TLS with mutual
 certificates; the transport refuses to talk in the clear to an address that is not loopback.
 """
 

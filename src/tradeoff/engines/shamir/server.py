@@ -173,8 +173,8 @@ class Server:
         """Check all products since the last verification: 4 rounds.
 
         With public random rho_k, T = sum rho_k (alpha x_k) - alpha sum rho_k x_k is 0 unless somebody
-        cheated; r T with a random r is opened, by degree t, so that T itself stays hidden. A wrong computation
-        passes with a probability of about 3 / p (K. Chida et al., CRYPTO 2018).
+        cheated; r T with a random r is opened, by degree t, so that T itself stays hidden. A wrong
+        computation passes with a probability of about 3 / p (K. Chida et al., CRYPTO 2018).
 
         Raises:
             InconsistentShares: it does not pass.

@@ -122,7 +122,7 @@ class Convolution:
         return field.conv(x, w, self.stride, self.padding, self.dilation, self.groups)
 
     def reference(self, x: Integers, w: Integers) -> Integers:
-        taps = windows(x, w.shape[2:], self.stride, self.padding, self.dilation, 0)
+        taps = exact_windows(x, w.shape[2:], self.stride, self.padding, self.dilation, 0)
         outputs, inputs = w.shape[0] // self.groups, w.shape[1]
         result = []
         for output in range(w.shape[0]):
@@ -416,7 +416,8 @@ class MaxPool(Step):
         return np.ascontiguousarray(candidates[:, 0])
 
     def reference(self, *inputs: Integers) -> Integers:
-        taps = self._windows(inputs[0], -(1 << (self.options.bound_bits - 1)))
+        outside = -(1 << (self.options.bound_bits - 1))
+        taps = exact_windows(inputs[0], self.kernel, self.stride, self.padding, self.dilation, outside)
         return np.max(np.stack(taps), axis=0)
 
 
@@ -445,7 +446,8 @@ class SumPool(Step):
         return windows(x, self.kernel, self.stride, self.padding, (1,) * len(self.kernel), 0)
 
     def reference(self, *inputs: Integers) -> Integers:
-        result = sum(self._windows(inputs[0]))
+        one = (1,) * len(self.kernel)
+        result = sum(exact_windows(inputs[0], self.kernel, self.stride, self.padding, one, 0))
         return result if self.factor is None else result * _exact(self.factor)
 
 
@@ -573,6 +575,11 @@ def _windowed(
     flat, index = x.reshape(len(x), -1), np.ascontiguousarray(places).reshape(-1)
     windows_ = [slice(start, start + WINDOW) for start in range(0, index.size, WINDOW)]
     return np.concatenate([protocol(flat[:, w], index[w]) for w in windows_], axis=1).reshape(x.shape)
+
+
+def exact_windows(x: Integers, *settings: Any) -> list[Integers]:
+    """:func:`~tradeoff.nn.plan.windows.windows` of Python integers below 2^63."""
+    return [tap.astype(object) for tap in windows(x.astype(np.int64), *settings)]
 
 
 def _columns(channel: Integers, ndim: int) -> Integers:
