@@ -3,7 +3,6 @@
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from math import prod
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,15 +10,13 @@ import numpy as np
 import pytest
 
 from tradeoff.engines.shamir import Options, Program
-from tradeoff.engines.shamir import field as F
+from tradeoff.engines.shamir import field as elements
 from tradeoff.engines.shamir.client import Client
 from tradeoff.engines.shamir.materials import Material
 from tradeoff.engines.shamir.offline import learn_batch, run_dealer
 from tradeoff.engines.shamir.server import Server
 from tradeoff.engines.shamir.sharing import combine, fresh_stream, lagrange, uniform
 from tradeoff.engines.transport import SimNet
-
-SCHEMES = [(3, 1), (5, 1), (5, 2)]
 
 
 class Bank:
@@ -41,7 +38,7 @@ class Bank:
 
     def pair(self, value: Any) -> Any:
         """Shares (servers, copies, *shape) of a value."""
-        copies = [value, F.multiply(value, self.alpha)][: self.options.copies]
+        copies = [value, elements.multiply(value, self.alpha)][: self.options.copies]
         return np.stack([self.options.scheme.share(copy) for copy in copies], axis=1)
 
     def dealt(self, material: Material) -> dict[str, Any]:
@@ -125,7 +122,7 @@ def run_protocol(
     assert options.scheme.check(shares, options.threshold)
     value = options.scheme.open(shares, options.threshold)
     if options.authenticated:
-        assert np.array_equal(value[1], F.multiply(value[0], bank.alpha))
+        assert np.array_equal(value[1], elements.multiply(value[0], bank.alpha))
     return Ran(value[0], opened)
 
 
@@ -169,7 +166,3 @@ def protocol_runner() -> Callable[..., Ran]:
 @pytest.fixture(scope="session")
 def program_runner() -> Callable[..., list[Any]]:
     return run_program
-
-
-def flat_size(shape: tuple[int, ...]) -> int:
-    return prod(shape)

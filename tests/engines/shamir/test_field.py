@@ -88,7 +88,9 @@ def test_convolution(data: st.DataObject) -> None:
     kernel = tuple(data.draw(st.integers(1, 3)) for _ in range(dimensions))
     stride, dilation = (tuple(data.draw(st.integers(1, 2)) for _ in kernel) for _ in range(2))
     padding = tuple(data.draw(st.integers(0, 2)) for _ in kernel)
-    size = tuple(d * (k - 1) + 1 + data.draw(st.integers(0, 3)) for d, k in zip(dilation, kernel, strict=True))
+    size = tuple(
+        d * (k - 1) + 1 + data.draw(st.integers(0, 3)) for d, k in zip(dilation, kernel, strict=True)
+    )
     inputs, outputs = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 3))
     x = random_elements((2, inputs * groups, *size), 3)
     w = random_elements((outputs * groups, inputs, *kernel), 4)
@@ -102,7 +104,10 @@ def slow_conv(x: Any, w: Any, stride: Any, padding: Any, dilation: Any, groups: 
         x, w = x[:, :, None], w[:, :, None]
         return slow_conv(x, w, (1, *stride), (0, *padding), (1, *dilation), groups)[:, :, 0]
     x, w = exact(np.pad(x, ((0, 0), (0, 0), *((p, p) for p in padding)))), exact(w)
-    size = [(n - d * (k - 1) - 1) // s + 1 for n, k, s, d in zip(x.shape[2:], w.shape[2:], stride, dilation, strict=True)]
+    size = [
+        (n - d * (k - 1) - 1) // s + 1
+        for n, k, s, d in zip(x.shape[2:], w.shape[2:], stride, dilation, strict=True)
+    ]
     out = np.zeros((len(x), len(w), *size), object)
     inputs, outputs = w.shape[1], len(w) // groups
     for o in range(len(w)):
@@ -110,7 +115,9 @@ def slow_conv(x: Any, w: Any, stride: Any, padding: Any, dilation: Any, groups: 
         for i in range(size[0]):
             for j in range(size[1]):
                 rows = slice(i * stride[0], i * stride[0] + dilation[0] * (w.shape[2] - 1) + 1, dilation[0])
-                columns = slice(j * stride[1], j * stride[1] + dilation[1] * (w.shape[3] - 1) + 1, dilation[1])
+                columns = slice(
+                    j * stride[1], j * stride[1] + dilation[1] * (w.shape[3] - 1) + 1, dilation[1]
+                )
                 window = x[:, first : first + inputs, rows, columns]
                 out[:, o, i, j] = (window * w[o]).reshape(len(x), -1).sum(axis=1) % PRIME
     return out

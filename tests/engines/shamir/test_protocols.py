@@ -1,4 +1,4 @@
-"""Every protocol against integers: products, truncation, signs, ReLU, for masks at the ends of their range."""
+"""Every protocol against integers: products, truncation, signs, ReLU; masks at the ends of their range."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +21,9 @@ SETTINGS = [
     Options(5, 2, "abort"),
     Options(4, 1, "abort"),
 ]
-settings = pytest.mark.parametrize("options", SETTINGS, ids=lambda o: f"{o.servers},{o.threshold},{o.security}")
+settings = pytest.mark.parametrize(
+    "options", SETTINGS, ids=lambda o: f"{o.servers},{o.threshold},{o.security}"
+)
 EXTREME_MASKS = [0, 1, PRIME - 1, HALF - 1, HALF, HALF + 1]
 
 
@@ -108,7 +110,9 @@ def test_truncation_rounds_without_bias(protocol_runner: Any) -> None:
 def test_sign(protocol_runner: Any, options: Options, mode: Any) -> None:
     options = Options(options.servers, options.threshold, options.security, mode)
     bound = 1 << options.bound_bits
-    x = np.concatenate([integers(150, options.bound_bits), np.arange(-20, 21), [-bound, bound - 1, 1 - bound]])
+    x = np.concatenate(
+        [integers(150, options.bound_bits), np.arange(-20, 21), [-bound, bound - 1, 1 - bound]]
+    )
     ran = protocol_runner(options, nonnegative, field.elements(x))
     assert ran.value.tolist() == (x >= 0).astype(int).tolist()
 
@@ -148,7 +152,7 @@ def test_masked_values_stay_in_the_field() -> None:
     factor, offset = dealt["factor"] * dealt["sign"], dealt["offset"] * dealt["sign"]
     assert factor.min() >= 2
     assert factor.max() <= 2 << material.spread
-    assert ((0 < offset) & (offset < factor + 1)).all()
+    assert ((offset > 0) & (offset < factor + 1)).all()
     largest = factor.astype(object) * (1 << options.bound_bits) + offset
     assert max(largest) < PRIME // 2
     sizes = np.log2(factor / 2)

@@ -92,7 +92,7 @@ def test_the_one_word_that_is_not_an_element_is_drawn_again() -> None:
     "numbers", [(2, 1), (3, 2), (4, 2), (17, 2), (3, 0), (3, -1), (3.0, 1), (3, True), (0, 0)]
 )
 def test_schemes_that_there_are_not(numbers: Any) -> None:
-    with pytest.raises(ValueError, match="servers|whole number"):
+    with pytest.raises(ValueError, match=r"servers|whole number"):
         Scheme(*numbers)
 
 

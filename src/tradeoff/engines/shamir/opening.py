@@ -50,6 +50,16 @@ def open_checked(
             liars = frozenset(found[0])
             honest = {server: share for server, share in shares.items() if server not in liars}
             return Opened(scheme.open(honest, degree), verified=True, liars=liars)
-    explanations = scheme.explanations(shares, degree, scheme.t)
-    suspects = {server for liars in explanations if trusted not in liars for server in liars}
-    raise InconsistentShares(layer, what, suspects or set(shares) - {trusted})
+    raise InconsistentShares(layer, what, _suspects(options, shares, degree) - {trusted})
+
+
+def _suspects(options: Options, shares: Mapping[int, Elements], degree: int) -> set[int]:
+    """Whoever is in one of the smallest sets of servers that explain the wrong shares.
+
+    Where products are opened without redundancy (n = 2t + 1), somebody may have given an honest server a
+    wrong product before, whose shares are wrong since then: there it can be anybody.
+    """
+    if options.authenticated:
+        return set(shares)
+    explanations = options.scheme.explanations(shares, degree, options.threshold)
+    return {server for liars in explanations for server in liars} or set(shares)
