@@ -23,7 +23,7 @@ from tradeoff.engines.shamir.client import Client
 from tradeoff.engines.shamir.errors import DealerUnavailable
 from tradeoff.engines.shamir.field import Elements
 from tradeoff.engines.shamir.offline import learn_batch, run_dealer
-from tradeoff.engines.shamir.options import TRUNCATION_BITS
+from tradeoff.engines.shamir.options import MASKED_LEAK, TRUNCATION_BITS
 from tradeoff.engines.shamir.program import Program
 from tradeoff.engines.shamir.report import Metered, SharedReport, of_hosts
 from tradeoff.engines.shamir.server import Server
@@ -132,6 +132,8 @@ def query(program: Program, config: Config, x: NDArray[Any]) -> tuple[NDArray[np
     """
     x = program.plan.check_input(x)
     field.encode(x, program.options.frac_bits, TRUNCATION_BITS, name="input")
+    if program.options.nonlinear == "masked":
+        _log.warning(MASKED_LEAK)
     with _connect(configured(config, program), program) as net:
         client = Client(net, program, len(x))
         result, report = Metered(client).infer(x)

@@ -14,6 +14,12 @@ TRUNCATION_BITS = 58
 """A value stays below 2^58 in magnitude before a truncation."""
 
 
+MASKED_LEAK = (
+    "masked comparisons show every server about how large the compared values are, and over many values of "
+    "like size their mean size closely; strict ones (the default) show nothing"
+)
+
+
 @dataclass(frozen=True)
 class Options:
     """Options of a program.

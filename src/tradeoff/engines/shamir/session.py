@@ -21,17 +21,13 @@ from tradeoff.core.errors import EngineError
 from tradeoff.engines.shamir import field
 from tradeoff.engines.shamir.client import Client
 from tradeoff.engines.shamir.offline import learn_batch, run_dealer
-from tradeoff.engines.shamir.options import TRUNCATION_BITS
+from tradeoff.engines.shamir.options import MASKED_LEAK, TRUNCATION_BITS
 from tradeoff.engines.shamir.program import Program, load_shares, require_batch, save_shares
 from tradeoff.engines.shamir.report import Metered, SharedReport
 from tradeoff.engines.shamir.server import Server
 from tradeoff.engines.transport import Endpoint, LinkShaper, SimNet, profile
 from tradeoff.engines.transport.crew import Crew, Launch, keep_freed_memory, local_launch, simulated_launch
 
-MASKED_LEAK = (
-    "masked comparisons show every server about how large the compared values are, and over many values of "
-    "like size their mean size closely; strict ones (the default) show nothing"
-)
 _log = logging.getLogger(__name__)
 
 
@@ -53,6 +49,7 @@ class Session:
         self._link = link
         self._emulator = emulator
         self._running: _Running | None = None
+        self._warned = False
         self._reports: dict[int, SharedReport] = {}
 
     @classmethod
@@ -170,8 +167,9 @@ class Session:
         """The running parties of a program; others are ended."""
         if self._running is None or not self._running.serves(program, batch):
             self.close()
-            if program.options.nonlinear == "masked":
+            if program.options.nonlinear == "masked" and not self._warned:
                 _log.warning(MASKED_LEAK)
+                self._warned = True
             self._running = _Running(program, batch, self._launch(program.options.servers))
         return self._running
 
