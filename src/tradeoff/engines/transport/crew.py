@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from tradeoff.core import native
 from tradeoff.core.errors import EngineError
 from tradeoff.engines.transport.cluster import LocalCluster
-from tradeoff.engines.transport.errors import PeerTimeout
+from tradeoff.engines.transport.errors import PeerTimeout, RemoteFailure
 from tradeoff.engines.transport.shaper import LinkShaper
 from tradeoff.engines.transport.simnet import SimNet
 
@@ -130,6 +130,7 @@ class Crew:
 
     Attributes:
         parties: the launched ones; failed: whether one of them ended too early.
+        gone: optional parties that ended, which nobody minds.
     """
 
     def __init__(
@@ -141,6 +142,7 @@ class Crew:
         digest: str,
     ) -> None:
         self.failed = False
+        self.gone: set[int] = set()
         pairs = {party: Pipe() for party in commanded}
         self._pipes = {party: ours for party, (ours, _) in pairs.items()}
         theirs = {party: pair[1] for party, pair in pairs.items()}
@@ -186,6 +188,7 @@ class Crew:
 
     def _missing(self, party: int, optional: frozenset[int]) -> None:
         if party in optional:
+            self.gone.add(party)
             return
         self.failed = True
         self._raise_cause()
@@ -208,6 +211,9 @@ class Crew:
         try:
             if not self.failed:
                 self.parties.wait(GRACE)
+        except RemoteFailure:
+            if not self.gone:
+                raise
         finally:
             self.parties.stop()
 
