@@ -50,14 +50,14 @@ def inverse(value: int) -> int:
 
 def add(a: Any, b: Any) -> Elements:
     """a + b, broadcast."""
-    total = np.add(a, b, dtype=np.uint64)
-    return np.minimum(total, np.subtract(total, _P))
+    return _lowered(np.add(a, b, dtype=np.uint64))
 
 
 def subtract(a: Any, b: Any) -> Elements:
     """a - b, broadcast."""
     difference = np.subtract(a, b, dtype=np.uint64)
-    return np.minimum(difference, np.add(difference, _P))
+    result: Elements = np.minimum(difference, np.add(difference, _P))
+    return result
 
 
 def negate(a: Elements) -> Elements:
@@ -90,8 +90,7 @@ def split_multiply(a: Any, b: Any) -> Elements:
 
 def reduce(x: Any) -> Elements:
     """Any 64-bit words as elements."""
-    x = (x & _P) + (x >> np.uint64(BITS))
-    return np.minimum(x, np.subtract(x, _P))
+    return _lowered((x & _P) + (x >> np.uint64(BITS)))
 
 
 def total(x: Elements, axis: int = 0) -> Elements:
@@ -107,7 +106,7 @@ def rotate(x: Elements, bits: int) -> Elements:
     if bits == 0:
         return np.asarray(x)
     moved = ((x << np.uint64(bits)) & _P) | (x >> np.uint64(BITS - bits))
-    return np.minimum(moved, np.subtract(moved, _P))
+    return _lowered(moved)
 
 
 def matmul(a: Elements, b: Elements) -> Elements:
@@ -240,6 +239,12 @@ def backend() -> str:
     return "numpy" if _kernels() is None else "native"
 
 
+def _lowered(x: Any) -> Elements:
+    """Numbers below 2p as elements: the difference wraps around where it would be negative."""
+    result: Elements = np.minimum(x, np.subtract(x, _P))
+    return result
+
+
 def _limbs(x: Elements) -> list[NDArray[np.float64]]:
     mask = np.uint64((1 << _LIMB) - 1)
     return [((x >> np.uint64(shift)) & mask).astype(np.float64) for shift in range(0, BITS, _LIMB)]
@@ -261,7 +266,7 @@ def _limb_conv2d(
     step = max(1, _COLUMN_WORDS // max(1, int(np.prod(weight.shape[1:]) * np.prod(size))))
     for start in range(0, x.shape[0], step):
         padded = np.pad(x[start : start + step], ((0, 0), (0, 0), *((p, p) for p in padding)))
-        windows = sliding_window_view(padded, reach, (2, 3))[  # type: ignore[call-overload]
+        windows = sliding_window_view(padded, reach, (2, 3))[
             :, :, :: stride[0], :: stride[1], :: dilation[0], :: dilation[1]
         ]  # (images, C_in, H_out, W_out, k_h, k_w)
         for group in range(groups):

@@ -67,7 +67,11 @@ class Metered:
             self._first = False
         before = self._net.stats()
         party.clock.seconds.clear()
-        result = party.infer(x) if isinstance(party, Client) else party.infer()
+        result = None
+        if isinstance(party, Client):
+            result = party.infer(x)
+        else:
+            party.infer()
         stats = self._net.stats() - before
         kinds = _kinds(program, party.batch)
         rows = tuple(self._row(stats, operator, kind) for operator, kind in kinds)

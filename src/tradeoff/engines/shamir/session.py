@@ -113,7 +113,8 @@ class Session:
         size = len(x) if batch is None else require_batch(batch)
         running = self._prepared(program, size)
         client = program.options.client
-        results, reports = [], {}
+        results = []
+        reports: dict[int, SharedReport] = {}
         for start in range(0, len(x), size):
             part = x[start : start + size]
             filled = np.zeros((size, *x.shape[1:]))

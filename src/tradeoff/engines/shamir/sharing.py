@@ -96,7 +96,8 @@ class Scheme:
         servers = tuple(sorted(shares))[: degree + 1]
         if len(servers) <= degree:
             raise ValueError(f"a sharing of degree {degree} needs {degree + 1} shares, not {len(servers)}")
-        return combine(lagrange(servers, (-1,)), [shares[server] for server in servers])[0]
+        values: Elements = combine(lagrange(servers, (-1,)), [shares[server] for server in servers])[0]
+        return values
 
     def check(self, shares: Mapping[int, Elements], degree: int) -> bool:
         """Whether all shares lie on polynomials of that degree."""

@@ -296,7 +296,8 @@ class Activation(Step):
 
     def _coefficient(self, order: int) -> Elements:
         assert self.coefficients is not None
-        return self.coefficients[order]
+        coefficient: Elements = self.coefficients[order]
+        return coefficient
 
     def materials(self, batch: int) -> list[Material]:
         found = relu_materials(self.options, batch * int(self.mask.sum()))
@@ -418,7 +419,8 @@ class MaxPool(Step):
     def reference(self, *inputs: Integers) -> Integers:
         outside = -(1 << (self.options.bound_bits - 1))
         taps = exact_windows(inputs[0], self.kernel, self.stride, self.padding, self.dilation, outside)
-        return np.max(np.stack(taps), axis=0)
+        result: Integers = np.max(np.stack(taps), axis=0)
+        return result
 
 
 @dataclass(frozen=True, eq=False)
@@ -435,7 +437,7 @@ class SumPool(Step):
     def run(self, server: Server, *inputs: Elements) -> Elements:
         (x,) = inputs
         taps = self._windows(x.reshape(-1, *x.shape[2:]))
-        result = taps[0].copy()
+        result: Elements = taps[0]
         for tap in taps[1:]:
             result = field.add(result, tap)
         if self.factor is not None:
@@ -447,7 +449,8 @@ class SumPool(Step):
 
     def reference(self, *inputs: Integers) -> Integers:
         one = (1,) * len(self.kernel)
-        result = sum(exact_windows(inputs[0], self.kernel, self.stride, self.padding, one, 0))
+        taps = exact_windows(inputs[0], self.kernel, self.stride, self.padding, one, 0)
+        result: Integers = np.sum(taps, axis=0)
         return result if self.factor is None else result * _exact(self.factor)
 
 
@@ -527,7 +530,8 @@ class ArgMax(Step):
         return np.ascontiguousarray(both[:, 1, 0])
 
     def reference(self, *inputs: Integers) -> Integers:
-        return np.argmax(inputs[0], axis=1).astype(object)
+        result: Integers = np.argmax(inputs[0], axis=1).astype(object)
+        return result
 
 
 @dataclass(frozen=True, eq=False)
