@@ -164,6 +164,24 @@ def test_the_verification_itself_cannot_be_cheated(program_runner: Any, what: st
             assert isinstance(error, InconsistentShares), f"{attack.__name__} {cheater}: {error!r}"
 
 
+def test_no_seed_before_all_messages_are_received(program_runner: Any) -> None:
+    """Who knew the random coefficients before its last message could choose errors that cancel."""
+    shown: list[str] = []
+
+    class Late(Server):
+        def send(self, to: int, share: Any, what: str) -> None:
+            if self.net.me != 1 or what != "a receipt":
+                super().send(to, share, what)
+            if self.net.me != 1:
+                shown.append(what)
+
+    program = program_of((3, 1), masked=True)
+    with pytest.raises(PeerError):
+        program_runner(program, X, server_class=Late)
+    assert "a receipt" in shown
+    assert "a seed" not in shown
+
+
 def program_of(numbers: tuple[int, int], *, masked: bool) -> Any:
     nonlinear = "masked" if masked else "strict"
     servers, threshold = numbers

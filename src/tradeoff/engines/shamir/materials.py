@@ -224,7 +224,8 @@ class MaskedSign(Material):
 
 @dataclass(frozen=True)
 class Verification(Material):
-    """The check of all products since the last one: a seed, two products and one opening."""
+    """The check of all products since the last one: a word that all is received, a seed, two products and one
+    opening."""
 
     @property
     def doubles(self) -> int:
@@ -232,7 +233,8 @@ class Verification(Material):
 
     @property
     def openings(self) -> tuple[Opening, ...]:
-        return (Opening(SEEDS, False), Opening(1, True), Opening(1, True), Opening(1, False))
+        received, seed, product, outcome = (0, False), (SEEDS, False), (1, True), (1, False)
+        return tuple(Opening(*what) for what in (received, seed, product, product, outcome))
 
 
 TOP_BITS = 58

@@ -170,11 +170,14 @@ class Server:
         self.peers.send(to, share, tag=self._tag)
 
     def verify(self) -> None:
-        """Check all products since the last verification: 4 rounds.
+        """Check all products since the last verification: 5 rounds.
 
         With public random rho_k, T = sum rho_k (alpha x_k) - alpha sum rho_k x_k is 0 unless somebody
         cheated; r T with a random r is opened, by degree t, so that T itself stays hidden. A wrong
         computation passes with a probability of about 3 / p (K. Chida et al., CRYPTO 2018).
+
+        The rho_k follow from a seed that is opened when every server has said that it received all messages:
+        who knew them before its last message could choose errors that cancel.
 
         Raises:
             InconsistentShares: it does not pass.
@@ -183,6 +186,7 @@ class Server:
         with self.net.scope(VERIFICATION), self.clock.measure(VERIFICATION):
             pending, self._pending = self._pending, []
             self.take(Verification(self.options, sum(x.size for x, _ in pending)))
+            self.open(np.empty(0, np.uint64), "a receipt")
             seed = self.open(self.source.doubles((SEEDS,))[0], "a seed")
             name = hashlib.blake2b(seed.tobytes(), digest_size=16).digest()
             stream = Prg(name).stream(bytes(16), 0, 0, 0, "verification")
