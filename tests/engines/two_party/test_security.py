@@ -136,7 +136,7 @@ def opening_protocols(ring: Ring, count: int) -> dict[str, Opening]:
             {},
         ),
         "static product": (
-            (StaticTriple(ring, MatrixProduct(), shape, (3, 64)),),
+            (StaticTriple(ring, MatrixProduct(), shape, (3, 64), ring.bits),),
             lambda rank, x, m: static_product(rank, MatrixProduct(), x.reshape(shape), operand, m[0]),
             static,
         ),
@@ -147,7 +147,7 @@ def opening_protocols(ring: Ring, count: int) -> dict[str, Opening]:
         ),
     }
     for shift, how in ((0, "plain"), (f, "truncated")):
-        lane = (Quadratic(ring, shape, shift, True),)
+        lane = (Quadratic(ring, shape, shift, True, ring.bits),)
         cases[f"quadratic {how}"] = (
             lane,
             lambda rank, x, m, kind=lane[0]: quadratic(rank, kind, coefficients, x.reshape(shape), m[0]),

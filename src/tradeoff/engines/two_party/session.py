@@ -18,7 +18,7 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Protocol, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,12 +38,13 @@ from tradeoff.engines.transport import (
     profile,
 )
 from tradeoff.engines.two_party.offline import DEALER, Source, dealt_source, insecure_source, run_dealer
+from tradeoff.engines.two_party.ot import ObliviousSource
 from tradeoff.engines.two_party.party import CLIENT, SERVER, SETUP, Evaluator, announce_batch, learn_batch
 from tradeoff.engines.two_party.pool import open_pool
 from tradeoff.engines.two_party.program import Program, Receiver, require_batch
 from tradeoff.nn.plan import Plan
 
-Offline = Literal["dealer", "file", "insecure-local"]
+Offline = Literal["dealer", "file", "ot", "insecure-local"]
 _GRACE = 10.0
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
@@ -123,8 +124,8 @@ class Session:
         link: str,
         emulator: str,
     ) -> None:
-        if offline not in ("dealer", "file", "insecure-local"):
-            raise ValueError(f"offline is dealer, file or insecure-local, not {offline!r}")
+        if offline not in get_args(Offline):
+            raise ValueError(f"offline is one of {', '.join(get_args(Offline))}, not {offline!r}")
         if (offline == "file") != (pool is not None):
             raise ValueError("a pool folder goes with offline='file'")
         if offline == "insecure-local":
@@ -154,8 +155,8 @@ class Session:
         """Parties as processes of this host, over TCP.
 
         Args:
-            offline: ``dealer``: a third process; ``file``: a pool written before; ``insecure-local``: for
-                tests.
+            offline: ``dealer``: a third process; ``file``: a pool written before; ``ot``: no third party, by
+                oblivious transfer; ``insecure-local``: for tests.
             net: emulated link: ``loopback``, ``lan``, ``wan``, ``pasnet`` or a :class:`LinkShaper`.
             pool: folder of the pool.
             tls: also between processes of this host.
@@ -495,19 +496,24 @@ def keep_freed_memory() -> None:
     mallopt(_M_MMAP_THRESHOLD, 1 << 25)
 
 
-def make_source(net: Endpoint, program: Program, batch: int, offline: Offline, pool: Path | None) -> Source:
+def make_source(
+    net: Endpoint, program: Program, batch: int, offline: Offline, pool: Path | None
+) -> Source | ObliviousSource:
     """A party's source of correlated randomness."""
     if offline == "dealer":
         return dealt_source(net)
     if offline == "file":
         assert pool is not None
         return open_pool(net, program, batch, pool)
+    if offline == "ot":
+        return ObliviousSource(net, program)
     return insecure_source(net, program, batch)
 
 
 def operator_row(stats: Stats, seconds: dict[str, float], operator: str, kind: str, party: int) -> Row:
     """What an operator cost a computing party."""
-    return measured_row(stats, seconds, operator, kind, peers=(1 - party,), dealer=DEALER)
+    dealer = DEALER if stats.total(peer=DEALER).messages_received else 1 - party
+    return measured_row(stats, seconds, operator, kind, peers=(1 - party,), dealer=dealer)
 
 
 class Metered:
