@@ -97,7 +97,7 @@ def _with_split(plan: op.Plan, options: Options, largest: dict[str, float]) -> O
 
 
 def _integer_bits(plan: op.Plan) -> int:
-    """Bits for the integer part and sign of every weight and coefficient: 4, or as many as the largest needs."""
+    """Bits for sign and integer part of every weight and coefficient: 4, or what the largest needs."""
     largest = max(
         (
             float(np.abs(getattr(operator, key)).max(initial=0))

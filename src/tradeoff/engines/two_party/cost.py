@@ -39,8 +39,8 @@ def cost(
         batch: images an inference.
         net: link profile for ``link_seconds``.
         party: whose point of view: 0 (model owner) or 1 (data owner).
-        offline: who makes the correlated randomness: a dealer (live or as a pool), or both parties by oblivious
-            transfer.
+        offline: who makes the correlated randomness: a dealer (live or as a pool), or both parties by
+            oblivious transfer.
     """
     if party not in (0, 1):
         raise ValueError(f"the party is 0 or 1, not {party}")

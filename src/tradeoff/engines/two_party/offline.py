@@ -82,14 +82,8 @@ class Source:
         self._inference = first - 1
         self._chunk: dict[int, int] = {}
 
-    hides_operands = False
-    """Whether party 0's static operands take part as they are; else they are masked and opened once."""
-
     def prepare(self) -> None:
         """Nothing is set up with the peer."""
-
-    def keep(self, operator: int, operands: Fields) -> None:
-        """Masked operands need not be known here."""
 
     def begin(self) -> int:
         """Start the next inference and return its number; material of earlier ones is out of reach."""

@@ -118,7 +118,7 @@ class Evaluator:
         self, index: int, step: Step, name: str, shape: tuple[int, ...], value: Share | None
     ) -> StaticOperand:
         """Party 0 masks its operand and sends the difference, unless transfers will hide it as it is."""
-        if self._source.hides_operands:
+        if isinstance(self._source, ObliviousSource):
             return self._keep(index, step, name, shape, value)
         if value is None:
             opened = np.asarray(self.net.recv(SERVER, tag=_SETUP_TAG, expect=(self.ring.dtype, shape)))
@@ -136,6 +136,7 @@ class Evaluator:
         if value is None:
             return StaticOperand(opened, None)
         operand = step.spread({name: value})
+        assert isinstance(self._source, ObliviousSource)
         self._source.keep(index, operand)
         return StaticOperand(opened, operand[name])
 

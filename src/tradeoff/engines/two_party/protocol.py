@@ -58,7 +58,7 @@ class Channel(Interface):
 
 @dataclass(frozen=True)
 class Traffic:
-    """What one party sends and receives, in payload bytes, and the rounds it takes; ``offline`` is received."""
+    """What one party sends and receives, in payload bytes, and the rounds it takes; ``offline`` comes in."""
 
     rounds: int = 0
     sent: int = 0

@@ -1,9 +1,9 @@
 """Many oblivious transfers from a few base ones.
 
-Y. Ishai, J. Kilian, K. Nissim, E. Petrank, "Extending Oblivious Transfers Efficiently", CRYPTO 2003 (1 of 2), and
-V. Kolesnikov, R. Kumaresan, "Improved OT Extension for Transferring Short Secrets", CRYPTO 2013 (1 of 16). Both are
-one construction with different codes. The receiver holds two keys a column, the sender, with its secret
-bits s, one of the two. For choices c the receiver sends
+Y. Ishai, J. Kilian, K. Nissim, E. Petrank, "Extending Oblivious Transfers Efficiently", CRYPTO 2003 (1 of
+2), and V. Kolesnikov, R. Kumaresan, "Improved OT Extension for Transferring Short Secrets", CRYPTO 2013 (1
+of 16). Both are one construction with different codes. The receiver holds two keys a column, the sender,
+with its secret bits s, one of the two. For choices c the receiver sends
 
     U = T_0 ^ T_1 ^ C,    row i of C the code word of c_i,
 
@@ -12,9 +12,9 @@ q_i ^ (s & code(k)) for every k, and the receiver knows the one for k = c_i only
 least 128 of the places that s hides. Hashed rows are the pads of the messages.
 
 Rows of 128 bits (repetition code) are hashed as H(i, x) = pi(pi(x) ^ i) ^ pi(x) with AES under a key of the
-session (C. Guo, J. Katz, X. Wang, Y. Yu, "Efficient and Secure Multiparty Computation from Fixed-Key Block Ciphers",
-IEEE S&P 2020), which also stretches them; rows of 256 bits (Walsh-Hadamard code) with SHA-256. Counters i and
-column streams go on through the session, so no pad is used twice.
+session (C. Guo, J. Katz, X. Wang, Y. Yu, "Efficient and Secure Multiparty Computation from Fixed-Key Block
+Ciphers", IEEE S&P 2020), which also stretches them; rows of 256 bits (Walsh-Hadamard code) with SHA-256.
+Counters i and column streams go on through the session, so no pad is used twice.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tradeoff.core import native
 from tradeoff.core.errors import MissingExtra
 from tradeoff.engines.two_party.bits import Words, pack
 from tradeoff.engines.two_party.prg import BlockLedger, Prg, Stream
@@ -57,6 +58,10 @@ def rows_of(columns: Words) -> Words:
     """Bit transpose: (width, words) of packed columns to (64 words, width / 64) of packed rows."""
     width, words = columns.shape
     rows = np.empty((64 * words, width // 64), np.uint64)
+    kernels = _kernels()
+    if kernels is not None:
+        kernels.ot_transpose(np.ascontiguousarray(columns), rows, native.threads())
+        return rows
     step = max(1, (1 << 24) // (64 * width))
     for start in range(0, words, step):
         part = np.ascontiguousarray(columns[:, start : start + step]).view(np.uint8)
@@ -73,15 +78,22 @@ class Chooser:
         pairs: both keys of every column.
         session: 16 bytes.
         role: names the extension in the names of its streams.
+        first: counter of its first transfer.
     """
 
     def __init__(
-        self, pairs: Sequence[tuple[bytes, bytes]], session: bytes, role: str, ledger: BlockLedger | None
+        self,
+        pairs: Sequence[tuple[bytes, bytes]],
+        session: bytes,
+        role: str,
+        ledger: BlockLedger | None,
+        *,
+        first: int = 0,
     ) -> None:
         self._columns = tuple(
             _columns([pair[side] for pair in pairs], session, role, ledger) for side in (0, 1)
         )
-        self._counter = 0
+        self._counter = first
 
     def request(self, planes: Words) -> tuple[Words, int, Words]:
         """Rows t, the counter of the first one, and the message U for choices (choice bits, words)."""
@@ -106,6 +118,7 @@ class Offerer:
     Args:
         secret: s, one bit a column, which chose the keys.
         keys: the chosen key of every column.
+        session, role, first: as at the receiver.
     """
 
     def __init__(
@@ -115,11 +128,13 @@ class Offerer:
         session: bytes,
         role: str,
         ledger: BlockLedger | None,
+        *,
+        first: int = 0,
     ) -> None:
         self.secret = pack(secret)
         self._bits = np.where(secret, ~np.uint64(0), np.uint64(0))[:, None]
         self._columns = _columns(keys, session, role, ledger)
-        self._counter = 0
+        self._counter = first
 
     def answer(self, message: Words) -> tuple[Words, int]:
         """Rows q and the counter of the first one, from the receiver's message (width, words)."""
@@ -147,7 +162,7 @@ class RowHash:
         rows = np.ascontiguousarray(rows)
         # update_into wants room for one more block than it writes
         out = np.empty(rows.nbytes + 16, np.uint8)
-        self._encryptor.update_into(rows.data.cast("B"), out.data)
+        self._encryptor.update_into(rows.reshape(-1).view(np.uint8).data, out.data)
         return out[: rows.nbytes].view(np.uint64).reshape(rows.shape)
 
     def blocks(self, permuted: Words, first: int, count: int) -> Words:
@@ -161,17 +176,23 @@ class RowHash:
 
     def elements(self, permuted: Words, first: int, count: int, ring: Ring) -> Share:
         """``count`` ring elements of pad a row: (n, count)."""
-        blocks = self.blocks(permuted, first, -(-count * ring.nbytes // 16))
-        return blocks.reshape(len(blocks), -1).view(ring.dtype)[:, :count]
+        wide = -(-count * ring.nbytes // 16)
+        blocks = self.blocks(permuted, first, wide)
+        return blocks.view(ring.dtype).reshape(len(blocks), wide * 16 // ring.nbytes)[:, :count]
 
 
-def table_pads(rows: Words, first: int) -> NDArray[np.uint16]:
-    """16 bits of pad for every row of 256 bits: SHA-256 of counter and row."""
+def table_pads(rows: Words, mask: Words, first: int) -> NDArray[np.uint16]:
+    """16 bits of pad for every row of 256 bits: SHA-256 of the counter and of row ^ mask."""
+    kernels = _kernels()
+    if kernels is not None:
+        pads = np.empty(len(rows), np.uint16)
+        kernels.ot_row_hash(rows, mask, first, pads, native.threads())
+        return pads
     data = np.empty((len(rows), 1 + TABLE_WIDTH // 64), np.uint64)
     data[:, 0] = np.arange(first, first + len(rows), dtype=np.uint64)
-    data[:, 1:] = rows
+    data[:, 1:] = rows ^ mask
     view = memoryview(data.tobytes())
-    size = data.strides[0]
+    size = data.shape[1] * data.itemsize
     digests = b"".join(
         hashlib.sha256(view[start : start + size]).digest()[:2] for start in range(0, len(view), size)
     )
@@ -193,9 +214,15 @@ def _draw(columns: Sequence[Stream], words: int) -> Words:
     return out
 
 
+def _kernels() -> Any:
+    """The native module if it holds these kernels."""
+    module = native.extension()
+    return module if hasattr(module, "ot_transpose") else None
+
+
 def _block_cipher(key: bytes) -> Any:
     try:
         from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
     except ImportError as error:
         raise MissingExtra("cryptography", "private") from error
-    return Cipher(algorithms.AES128(key), modes.ECB()).encryptor()  # noqa: S305 - a permutation, no encryption
+    return Cipher(algorithms.AES128(key), modes.ECB()).encryptor()  # a permutation, not a mode

@@ -1,8 +1,8 @@
 """Shares of a bilinear product of which one party holds the left operand and the other the right one.
 
 N. Gilboa, "Two Party RSA Key Generation", CRYPTO 1999, for bilinear maps: the holder of the right operand
-chooses by its bits, the other one offers what the weight meets. A weight costs one transfer a bit, whose payload
-are the M elements of the left operand that it is multiplied with: 16 + M element bytes.
+chooses by its bits, the other one offers what the weight meets. A weight costs one transfer a bit, whose
+payload are the M elements of the left operand that it is multiplied with: 16 + M element bytes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from tradeoff.engines.two_party.arithmetic import BilinearMap, Convolution, Elementwise, MatrixProduct
 from tradeoff.engines.two_party.errors import RangeExceeded
 from tradeoff.engines.two_party.ot.extension import request_bytes
-from tradeoff.engines.two_party.ot.transfers import Bits, Chosen, Offered
+from tradeoff.engines.two_party.ot.transfers import Bits, Chosen, Offered, low_bits
 from tradeoff.engines.two_party.pooling import windows
 from tradeoff.engines.two_party.sharing import Ring, Share
 
@@ -29,7 +29,7 @@ Shape = tuple[int, ...]
 class CrossProduct:
     """map(left, right) for a left operand of one party and a right one of ``bits`` bits of the other.
 
-    Written as ``groups`` matrix products: (outputs, taps) weights times (taps, met) elements each.
+    Written as ``groups`` matrix products of (outputs, taps) weights with (taps, met) elements.
 
     Args:
         bits: of the right operand in two's complement.
@@ -72,6 +72,11 @@ class CrossProduct:
         return request_bytes(self.transfers)
 
     @property
+    def payload_shape(self) -> tuple[int, int, int]:
+        """(outputs of all groups, transfers of one, elements met)."""
+        return self.groups * self.outputs, self.taps * self.bits, self.met
+
+    @property
     def payload(self) -> int:
         """Bytes from the holder of the left operand."""
         return self.transfers * self.met * self.ring.nbytes
@@ -86,15 +91,13 @@ class CrossProduct:
             largest = int(np.abs(self.ring.integers(right)).max(initial=0))
             if largest >= 1 << (self.bits - 1):
                 raise RangeExceeded("an operand of a transfer", largest, 2.0 ** (self.bits - 1))
-        shifts = np.arange(self.bits, dtype=self.ring.dtype)
-        return (right.reshape(-1, 1) >> shifts & self.ring.scalar(1)).astype(bool).ravel()
+        return low_bits(right, self.bits)
 
     def offer(self, offered: Offered, start: int, left: Share) -> tuple[Share, Share]:
         """This party's share of the product, and the payload to send, for the transfers from ``start``."""
         scaled = self._scaled(left)
-        rows = self.outputs * self.groups
-        payload = np.empty((rows, self.taps * self.bits, self.met), self.ring.dtype)
-        result = np.empty((rows, self.met), self.ring.dtype)
+        payload = np.empty(self.payload_shape, self.ring.dtype)
+        result = np.empty((len(payload), self.met), self.ring.dtype)
         for low, high, at in self._blocks(start):
             delta = scaled[np.arange(low, high) // self.outputs].reshape(-1, self.met)
             share, corrections = offered.elements(at, delta, self.ring)
@@ -103,9 +106,8 @@ class CrossProduct:
         return self._fold(result), payload
 
     def receive(self, chosen: Chosen, start: int, payload: Share) -> Share:
-        """The other party's share, from the flat payload."""
-        payload = payload.reshape(-1, self.taps * self.bits, self.met)
-        result = np.empty((self.outputs * self.groups, self.met), self.ring.dtype)
+        """The other party's share, from the payload."""
+        result = np.empty((len(payload), self.met), self.ring.dtype)
         for low, high, at in self._blocks(start):
             corrections = payload[low:high].reshape(-1, self.met)
             share = chosen.elements(at, corrections, self.ring)
@@ -114,9 +116,8 @@ class CrossProduct:
 
     def _blocks(self, start: int) -> list[tuple[int, int, slice]]:
         """Ranges of outputs, with their transfers."""
-        each = self.taps * self.bits
-        step = max(1, _BLOCK // max(1, each * self.met))
-        rows = self.outputs * self.groups
+        rows, each, met = self.payload_shape
+        step = max(1, _BLOCK // max(1, each * met))
         return [
             (low, min(low + step, rows), slice(start + low * each, start + min(low + step, rows) * each))
             for low in range(0, rows, step)

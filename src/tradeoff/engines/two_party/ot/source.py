@@ -15,8 +15,9 @@ from tradeoff.engines.two_party.correlations import Correlation, Fields
 from tradeoff.engines.two_party.offline import correlations, session_bytes
 from tradeoff.engines.two_party.ot.base import POINT_BYTES, BaseReceiver, BaseSender
 from tradeoff.engines.two_party.ot.extension import TABLE_WIDTH, WIDTH, Chooser, Offerer, RowHash
-from tradeoff.engines.two_party.ot.material import Draw, complete, flights, make, uses_tables
-from tradeoff.engines.two_party.ot.transfers import Bytes, Transfers
+from tradeoff.engines.two_party.ot.making import NOTHING, Draw
+from tradeoff.engines.two_party.ot.material import check, flights, maker, uses_tables
+from tradeoff.engines.two_party.ot.transfers import Bits, Bytes, Transfers
 from tradeoff.engines.two_party.prg import SEED_BYTES, BlockLedger, Prg
 from tradeoff.engines.two_party.program import Program
 from tradeoff.engines.two_party.protocol import Group, Traffic
@@ -29,16 +30,14 @@ _BINDING_BYTES = 16
 class ObliviousSource:
     """One party's correlated randomness, made with the peer by oblivious transfer.
 
-    It has the methods of :class:`~tradeoff.engines.two_party.offline.Source`. Material is made when an operator
-    asks for it, or before by :meth:`fetch`; it depends on no input. Party 0's static operands need no mask:
-    transfers hide them.
+    It has the methods of :class:`~tradeoff.engines.two_party.offline.Source`. Material is made when an
+    operator asks for it, or before by :meth:`fetch`; it depends on no input. Party 0's static operands need
+    no mask: transfers hide them.
 
     Args:
         net: the links; ids 0 and 1.
         program: to find out what must be set up.
     """
-
-    hides_operands = True
 
     def __init__(self, net: Endpoint, program: Program, ledger: BlockLedger | None = None) -> None:
         self.rank = net.me
@@ -58,7 +57,8 @@ class ObliviousSource:
         """Base transfers: two flights a session.
 
         Raises:
-            ProtocolError: the peer is in another session or program, or sends points that are not of the group.
+            ProtocolError: the peer is in another session or program, or sends a point that is none of the
+            group.
         """
         tables = needs_tables(self._program)
         bound = hashlib.blake2b(
@@ -79,13 +79,20 @@ class ObliviousSource:
         self._transfers = Transfers(
             self.rank,
             RowHash(self._session),
-            Chooser(pairs[:WIDTH], self._session, "pairs", self._ledger),
-            Offerer(secret[:WIDTH], receiver.keys[:WIDTH], self._session, "pairs", self._ledger),
+            Chooser(pairs[:WIDTH], self._session, "pairs", self._ledger, first=self.rank << 62),
+            Offerer(
+                secret[:WIDTH],
+                receiver.keys[:WIDTH],
+                self._session,
+                "pairs",
+                self._ledger,
+                first=1 - self.rank << 62,
+            ),
             self._tables(pairs[WIDTH:], secret[WIDTH:], receiver.keys[WIDTH:]) if tables else None,
         )
 
     def _tables(
-        self, pairs: Sequence[tuple[bytes, bytes]], secret: np.ndarray, keys: Sequence[bytes]
+        self, pairs: Sequence[tuple[bytes, bytes]], secret: Bits, keys: Sequence[bytes]
     ) -> Chooser | Offerer:
         if self.rank == 1:
             return Chooser(pairs, self._session, "tables", self._ledger)
@@ -121,14 +128,15 @@ class ObliviousSource:
         chunk = self._chunk.get((inference, operator), 0)
         self._chunk[inference, operator] = chunk + 1
         stream = self._prg.stream(self._session, inference, operator, chunk, type(correlation).__name__)
-        making = make(self._transfers, correlation, Draw(stream, self._statics.get(operator, {})))
+        draw = Draw(stream, self._statics.get(operator, {}))
+        making = maker(correlation).make(self._transfers, draw)
         message = next(making)
         for flight in flights(correlation):
             reply = self._fly(operator, message, flight)
             try:
                 message = making.send(reply)
             except StopIteration as stop:
-                return complete(correlation, self.rank, stop.value)
+                return check(correlation, self.rank, stop.value)
         raise AssertionError("a making goes on after its last flight")
 
     def _fly(self, operator: int, message: Bytes, flight: tuple[int, int]) -> Bytes:
@@ -145,7 +153,7 @@ class ObliviousSource:
             expect = (np.dtype(np.uint8), (expected,))
             message = np.asarray(self._net.recv(peer, tag=operator, expect=expect, offline=True))
         else:
-            message = np.zeros(0, np.uint8)
+            message = NOTHING
         self._net.round(offline=True)
         return message
 

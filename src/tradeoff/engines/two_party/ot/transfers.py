@@ -1,8 +1,9 @@
 """Transfers whose messages are correlated, so that both parties get shares of a product.
 
 1 of 2: the sender has a difference delta (ring elements or bits), the receiver a choice bit b. Pads h_0, h_1
-come from the extension; the sender sends h_0 - h_1 + delta and keeps -h_0, the receiver keeps h_b plus b times
-what it got: shares of b delta. 1 of 16: the sender sends every message under its pad, the receiver opens one.
+come from the extension; the sender sends h_0 - h_1 + delta and keeps -h_0, the receiver keeps h_b plus b
+times what it got: shares of b delta. 1 of 16: the sender sends every message under its pad, the receiver
+opens one.
 """
 
 from __future__ import annotations
@@ -147,7 +148,9 @@ class Transfers:
         """Ask for one entry of each table by choices (4, words)."""
         assert isinstance(self._tables, Chooser)
         rows, first, message = self._tables.request(planes)
-        return ChosenTables(_bit_planes(table_pads(rows, first)), planes), flat([message])
+        return ChosenTables(_bit_planes(table_pads(rows, np.zeros(4, np.uint64), first)), planes), flat(
+            [message]
+        )
 
     def offer_tables(self, message: Bytes) -> OfferedTables:
         """What the peer asked for with :meth:`choose_tables`."""
@@ -155,10 +158,17 @@ class Transfers:
         rows, first = self._tables.answer(_matrix(message, TABLE_WIDTH))
         secret = self._tables.secret
         pads = [
-            _bit_planes(table_pads(rows ^ (secret & code_word(value)), first))
+            _bit_planes(table_pads(rows, secret & code_word(value), first))
             for value in range(1 << TABLE_BITS)
         ]
         return OfferedTables(np.stack(pads))
+
+
+def low_bits(elements: Share, count: int) -> Bits:
+    """The ``count`` lowest bits of every element, the lowest first, flat."""
+    shifts = np.arange(count, dtype=elements.dtype)
+    bits: Bits = (elements.reshape(-1, 1) >> shifts & elements.dtype.type(1)).astype(bool)
+    return bits.ravel()
 
 
 _NO_BITS = np.zeros(0, bool)
