@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -30,6 +30,15 @@ ConfigFile = Annotated[Path, typer.Option(help="TOML file: addresses of the part
 MAX_BATCH = 1_000_000
 """Images of one predicted inference: its rows take turns, so that the time to count them grows with it."""
 PoolFolder = Annotated[Path | None, typer.Option(help="Offline pool of this party, in place of a dealer.")]
+
+OfflineChoice = Annotated[
+    str,
+    typer.Option(
+        "--offline",
+        help="dealer: a third process makes the correlated randomness; ot: the two parties do, by oblivious "
+        "transfer.",
+    ),
+]
 
 
 @app.command()
@@ -75,6 +84,7 @@ def serve(
     program: ProgramFolder,
     config: ConfigFile,
     pool: PoolFolder = None,
+    offline: OfflineChoice = "dealer",
     queries: Annotated[int | None, typer.Option(help="Stop after so many.", min=1)] = None,
     max_batch: Annotated[int, typer.Option(help="Refuse queries of more images.", min=1)] = 256,
 ) -> None:
@@ -84,11 +94,20 @@ def serve(
     from tradeoff.engines.two_party.session import keep_freed_memory
 
     keep_freed_memory()
+    chosen = _offline(offline)
     loaded, settings = _load_program(program), Config.load(config)
     if not loaded.plan.has_weights:
         raise typer.BadParameter(f"{program} is the public view; the model owner serves the one with weights")
     typer.echo(f"serving program {loaded.digest[:16]} on {settings.parties[0]}")
-    serve_queries(loaded, settings, pool=pool, queries=queries, max_batch=max_batch, on_query=_say_served)
+    serve_queries(
+        loaded,
+        settings,
+        pool=pool,
+        offline=chosen,
+        queries=queries,
+        max_batch=max_batch,
+        on_query=_say_served,
+    )
 
 
 @app.command()
@@ -98,6 +117,7 @@ def query(
     images: Annotated[Path, typer.Option("--input", help="Inputs (images, *shape), .npy.")],
     out: Annotated[Path | None, typer.Option(help="Where the results go, .npy; printed if absent.")] = None,
     pool: PoolFolder = None,
+    offline: OfflineChoice = "dealer",
     report: Annotated[Path | None, typer.Option(help="Where the cost goes, .json or .csv.")] = None,
 ) -> None:
     """Ask the model owner about inputs, as the data owner; the model owner does not see them."""
@@ -110,8 +130,9 @@ def query(
     for path in (out, report):
         _check_place(path)
     keep_freed_memory()
+    chosen = _offline(offline)
     loaded = _load_program(program)
-    result, cost = ask(loaded, Config.load(config), _load_images(images), pool=pool)
+    result, cost = ask(loaded, Config.load(config), _load_images(images), pool=pool, offline=chosen)
     if report is not None:
         cost.save(report)
     if result is None:
@@ -157,12 +178,13 @@ def cost(
     program: ProgramFolder,
     batch: Annotated[int, typer.Option(min=1, max=MAX_BATCH)] = 1,
     net: Annotated[str, typer.Option(help="loopback, lan, wan or pasnet.")] = "wan",
+    offline: OfflineChoice = "dealer",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Predict rounds and bytes of one inference, without running it."""
     from tradeoff.engines import two_party
 
-    predicted = two_party.cost(_load_program(program), batch, net)
+    predicted = two_party.cost(_load_program(program), batch, net, offline=_offline(offline))
     if as_json:
         typer.echo(json.dumps({**predicted.to_json(), "link_seconds": predicted.link_seconds}))
     else:
@@ -174,21 +196,23 @@ def bench(
     arch: Annotated[str, typer.Option(help="An architecture of tradeoff.nn.models.")] = "small_cnn",
     model: Annotated[Path | None, typer.Option(help="Weights; trained here on digits if absent.")] = None,
     net: Annotated[str, typer.Option(help="loopback, lan, wan or pasnet.")] = "loopback",
+    offline: OfflineChoice = "dealer",
     batch: Annotated[int, typer.Option(min=1)] = 32,
     out: Annotated[Path | None, typer.Option("--json", help="Where the report goes.")] = None,
 ) -> None:
-    """Train on 8x8 digits, compile, run three processes, compare with plaintext, print the cost."""
+    """Train on 8x8 digits, compile, run it between processes, compare with plaintext, print the cost."""
     from dataclasses import asdict
 
     from tradeoff.engines import two_party
     from tradeoff.engines.transport import profile
 
     profile(net)  # refuses an unknown one before anything is trained
+    _offline(offline)
     _check_place(out)
     with _bad_input():
         x, y, network = _digits_network(arch, model)
     program = two_party.compile(network, (1, 8, 8))
-    with two_party.Session.local(net=net) as session:
+    with two_party.Session.local(_offline(offline), net) as session:
         session.infer(program, x[:batch], batch=batch)  # starts the processes
         logits = session.infer(program, x[:batch], batch=batch)
         report = session.report()
@@ -215,6 +239,12 @@ def _bad_input() -> Iterator[None]:
         raise
     except ValueError as error:
         raise DataError(str(error)) from None
+
+
+def _offline(choice: str) -> Literal["dealer", "ot"]:
+    if choice not in ("dealer", "ot"):
+        raise typer.BadParameter(f"the offline phase is by dealer or ot, not {choice!r}")
+    return choice  # type: ignore[return-value]
 
 
 def _check_place(path: Path | None) -> None:
