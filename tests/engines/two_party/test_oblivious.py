@@ -28,6 +28,7 @@ from tradeoff.engines.two_party.comparison import Comparison
 from tradeoff.engines.two_party.correlations import Correlation, Fields, split
 from tradeoff.engines.two_party.errors import RangeExceeded
 from tradeoff.engines.two_party.ot import extension, transfers
+from tradeoff.engines.two_party.ot import material as making
 from tradeoff.engines.two_party.ot.base import POINT_BYTES, BaseReceiver, BaseSender
 from tradeoff.engines.two_party.ot.extension import TABLE_WIDTH, WIDTH, Chooser, Offerer, RowHash
 from tradeoff.engines.two_party.ot.making import Draw
@@ -125,7 +126,7 @@ def test_transpose(width: int, words: int, seed: int) -> None:
     assert (np.unpackbits(rows.view(np.uint8), axis=1, bitorder="little") == bits.T).all()
 
 
-def test_row_hash_is_sha_256(monkeypatch: pytest.MonkeyPatch, require: Any) -> None:
+def test_native_row_hash_is_sha_256(monkeypatch: pytest.MonkeyPatch, require: Any) -> None:
     """Compiled rows of every number of lanes against hashlib."""
     require(native.extension(), "the compiled extension is missing: install a C++17 compiler")
     rows = np.random.default_rng(0).integers(0, 2**64, (21, 4), np.uint64)
@@ -295,14 +296,14 @@ def material(
         maker(kind).make(party, Draw(own.stream(SESSION, 0, 0, 0, "draw"), known))
         for party, own, known in zip(parties or both_parties(), prgs, statics, strict=True)
     ]
-    messages = [next(making) for making in running]
+    messages = [next(party) for party in running]
     results: list[Any] = [None, None]
     for flight in flights(kind):
         assert tuple(message.nbytes for message in messages) == flight
         replies, messages = messages[::-1], []
-        for rank, making in enumerate(running):
+        for rank, party in enumerate(running):
             try:
-                messages.append(making.send(replies[rank]))
+                messages.append(party.send(replies[rank]))
             except StopIteration as stop:
                 results[rank] = check(kind, rank, stop.value)
     assert None not in results
@@ -355,6 +356,24 @@ def test_material_satisfies_the_equations_of_the_dealers(name: str, ring: Ring) 
     for _ in range(2):  # the second time the extensions go on where they were
         zero, one = material(kind, static, parties)
         assert disagreements(kind, zero, one, static) == []
+
+
+def test_large_material_is_made_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the same equations, and a last piece that is smaller."""
+    monkeypatch.setattr(making, "PIECE", 64)
+    ring = RINGS[0]
+    operand = ring.elements(np.arange(-10, 10))
+    quadratic = Quadratic(ring, (7, 20), 16, True, 6)
+    for kind, pieces in (
+        (Comparison(ring, 192 + 64, 4, 16), 4),
+        (Comparison(ring, 128, 2), 2),
+        (Truncation(ring, 70, 16), 2),
+        (Square(ring, 70), 2),
+        (quadratic, 3),
+    ):
+        assert len(maker(kind).pieces) == pieces  # type: ignore[attr-defined]
+        static = {"linear": operand, "quadratic": operand} if kind is quadratic else {}
+        assert disagreements(kind, *material(kind, static), static) == []
 
 
 @pytest.mark.parametrize(

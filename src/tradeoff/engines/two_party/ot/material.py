@@ -6,8 +6,11 @@ What a correlation holds is the same as with a dealer, so the online protocols d
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
+
+import numpy as np
 
 from tradeoff.core.errors import EngineError
 from tradeoff.engines.two_party.activations import Quadratic
@@ -21,8 +24,9 @@ from tradeoff.engines.two_party.ot.arithmetic import (
     TruncationMaker,
 )
 from tradeoff.engines.two_party.ot.comparison import ComparisonMaker
-from tradeoff.engines.two_party.ot.making import Flight, Maker
+from tradeoff.engines.two_party.ot.making import Draw, Flight, Maker, Making
 from tradeoff.engines.two_party.ot.quadratic import QuadraticMaker
+from tradeoff.engines.two_party.ot.transfers import Transfers
 from tradeoff.engines.two_party.truncation import Truncation
 
 _MAKERS: dict[type[Correlation], Callable[[Any], Maker]] = {
@@ -35,12 +39,44 @@ _MAKERS: dict[type[Correlation], Callable[[Any], Maker]] = {
 }
 
 
+PIECE = 1 << 13
+"""Elements of a correlation that are made at a time: a ReLU takes some 10 KB while it is made."""
+
+
+@dataclass(frozen=True)
+class PiecesMaker:
+    """Makes a large correlation piece by piece; its arrays are those of the pieces, joined along an axis."""
+
+    pieces: tuple[Maker, ...]
+    axis: int
+
+    @property
+    def flights(self) -> tuple[Flight, ...]:
+        return tuple(flight for piece in self.pieces for flight in piece.flights)
+
+    def make(self, transfers: Transfers, draw: Draw) -> Making:
+        parts = []
+        for piece in self.pieces:
+            parts.append((yield from piece.make(transfers, draw)))
+        return {name: np.concatenate([part[name] for part in parts], self.axis) for name in parts[0]}
+
+
 def maker(kind: Correlation) -> Maker:
     """Who makes a correlation."""
-    return _MAKERS[type(kind)](kind)
+    make = _MAKERS[type(kind)]
+    if isinstance(kind, Square | Truncation | Comparison) and kind.count > PIECE:
+        return PiecesMaker(tuple(make(replace(kind, count=n)) for n in _parts(kind.count, PIECE)), axis=-1)
+    if isinstance(kind, Quadratic) and prod(kind.shape) > PIECE:
+        images, positions = kind.shape
+        parts = _parts(images, max(1, PIECE // positions))
+        return PiecesMaker(tuple(make(replace(kind, shape=(n, positions))) for n in parts), axis=0)
+    return make(kind)
 
 
-@cache
+def _parts(count: int, step: int) -> list[int]:
+    return [min(step, count - start) for start in range(0, count, step)]
+
+
 def flights(kind: Correlation) -> tuple[Flight, ...]:
     """Bytes of every flight in the making of a correlation."""
     return maker(kind).flights
