@@ -142,9 +142,10 @@ def query(
     """
     x = program.check_input(x)
     program.ring.encode(x, name="input")
+    configured = _configured(config, program, pool, offline)
     if pool is not None:
         check_pool(pool, CLIENT, program, len(x))
-    with _connect(_configured(config, program, pool, offline)) as net:
+    with _connect(configured) as net:
         announce_batch(net, len(x), dealer=net.n > DEALER)
         evaluator = Evaluator(net, program, len(x), _source(net, program, len(x), pool, offline))
         evaluator.prepare()
