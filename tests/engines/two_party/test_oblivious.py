@@ -27,7 +27,7 @@ from tradeoff.engines.two_party.bits import pack
 from tradeoff.engines.two_party.comparison import Comparison
 from tradeoff.engines.two_party.correlations import Correlation, Fields, split
 from tradeoff.engines.two_party.errors import RangeExceeded
-from tradeoff.engines.two_party.ot import extension, transfers
+from tradeoff.engines.two_party.ot import extension, products, transfers
 from tradeoff.engines.two_party.ot import material as making
 from tradeoff.engines.two_party.ot.base import POINT_BYTES, BaseReceiver, BaseSender
 from tradeoff.engines.two_party.ot.extension import TABLE_WIDTH, WIDTH, Chooser, Offerer, RowHash
@@ -270,7 +270,7 @@ def test_cross_products(name: str, ring: Ring) -> None:
         product = CrossProduct(ring, map, left, right, bits)
         zero, one = both_parties()
         chosen, message = zero.choose([product.choices(w)])
-        assert message.nbytes == product.request
+        assert message.nbytes == extension.request_bytes(product.transfers)
         share, payload = product.offer(one.offer(message), 0, a)
         assert payload.nbytes == product.payload
         assert (share + product.receive(chosen, 0, payload) == map(a, w)).all()
@@ -369,11 +369,23 @@ def test_large_material_is_made_in_pieces(monkeypatch: pytest.MonkeyPatch) -> No
         (Comparison(ring, 128, 2), 2),
         (Truncation(ring, 70, 16), 2),
         (Square(ring, 70), 2),
+        (Triple(ring, Elementwise(), (70,), (70,)), 2),
         (quadratic, 3),
     ):
         assert len(maker(kind).pieces) == pieces  # type: ignore[attr-defined]
         static = {"linear": operand, "quadratic": operand} if kind is quadratic else {}
         assert disagreements(kind, *material(kind, static), static) == []
+
+
+def test_large_payloads_are_cut_into_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A layer's payload by its outputs, of which the last message has fewer."""
+    monkeypatch.setattr(products, "MESSAGE", 2 * 27 * 10 * 32 * 8)
+    ring = RINGS[0]
+    weight = ring.elements(np.random.default_rng(0).integers(-500, 500, (5, 3, 3, 3)))
+    kind = StaticTriple(ring, Convolution((1, 1), (1, 1), (1, 1)), (2, 3, 4, 4), (5, 3, 3, 3), 10)
+    assert len(flights(kind)) == 2 * 3
+    assert sum(map(sum, flights(kind))) == 64 * 16 * (9 + 9 + 5) + 27 * 10 * 5 * 32 * 8
+    assert disagreements(kind, *material(kind, {"weight": weight}), {"weight": weight}) == []
 
 
 @pytest.mark.parametrize(

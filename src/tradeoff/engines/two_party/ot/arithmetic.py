@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from tradeoff.engines.two_party.arithmetic import Elementwise, Square, StaticTriple, Triple
+from tradeoff.engines.two_party.ot.extension import request_bytes
 from tradeoff.engines.two_party.ot.making import NOTHING, Draw, Flight, Making, MaskBits
 from tradeoff.engines.two_party.ot.products import CrossProduct
 from tradeoff.engines.two_party.ot.transfers import Reader, Transfers, flat
@@ -25,7 +28,7 @@ class SquareMaker:
 
     @property
     def flights(self) -> tuple[Flight, ...]:
-        return (0, self.product.request), (self.product.payload, 0)
+        return tuple((down, up) for up, down in _flights(self.product))
 
     def make(self, transfers: Transfers, draw: Draw) -> Making:
         a = draw.elements(self.kind.ring, (self.kind.count,))
@@ -49,7 +52,7 @@ class TripleMaker:
 
     @property
     def flights(self) -> tuple[Flight, ...]:
-        return (self.product.request,) * 2, (self.product.payload,) * 2
+        return (request_bytes(self.product.transfers),) * 2, (self.product.payload,) * 2
 
     def make(self, transfers: Transfers, draw: Draw) -> Making:
         kind, product = self.kind, self.product
@@ -75,7 +78,7 @@ class StaticTripleMaker:
 
     @property
     def flights(self) -> tuple[Flight, ...]:
-        return (self.product.request, 0), (0, self.product.payload)
+        return _flights(self.product)
 
     def make(self, transfers: Transfers, draw: Draw) -> Making:
         if transfers.rank == 0:
@@ -116,18 +119,37 @@ class TruncationMaker:
         return {"r": mask.shifted(shares, 0), "rho": rho, "m": top}
 
 
+def _flights(product: CrossProduct) -> tuple[Flight, ...]:
+    """Bytes of the holder of the right operand, who asks, and of the holder of the left one, part by part."""
+    _, each, met = product.payload_shape
+    sizes = [high - low for low, high in product.parts]
+    return tuple(
+        flight
+        for size in sizes
+        for flight in ((request_bytes(size * each), 0), (0, size * each * met * product.ring.nbytes))
+    )
+
+
 def _ask(transfers: Transfers, product: CrossProduct, right: Share) -> Making:
     """The share of left * right at the holder of ``right``; the peer runs :func:`_give`."""
-    chosen, message = transfers.choose([product.choices(right)])
-    yield message
-    reply = Reader((yield NOTHING))
-    payload = reply.array(product.payload_shape, product.ring.dtype)
-    return {"product": product.receive(chosen, 0, payload)}
+    _, each, met = product.payload_shape
+    choices = product.choices(right)
+    rows = []
+    for low, high in product.parts:
+        chosen, message = transfers.choose([choices[low * each : high * each]])
+        yield message
+        reply = Reader((yield NOTHING))
+        payload = reply.array((high - low, each, met), product.ring.dtype)
+        rows.append(product.receive_rows(chosen, 0, payload))
+    return {"product": product.fold(np.concatenate(rows))}
 
 
 def _give(transfers: Transfers, product: CrossProduct, left: Share) -> Making:
     """The share at the holder of ``left``."""
-    request = yield NOTHING
-    share, payload = product.offer(transfers.offer(request), 0, left)
-    yield flat([payload])
-    return {"product": share}
+    rows = []
+    for part in product.parts:
+        request = yield NOTHING
+        share, payload = product.offer_rows(transfers.offer(request), 0, left, part)
+        yield flat([payload])
+        rows.append(share)
+    return {"product": product.fold(np.concatenate(rows))}

@@ -14,7 +14,7 @@ import numpy as np
 
 from tradeoff.core.errors import EngineError
 from tradeoff.engines.two_party.activations import Quadratic
-from tradeoff.engines.two_party.arithmetic import Square, StaticTriple, Triple
+from tradeoff.engines.two_party.arithmetic import Elementwise, Square, StaticTriple, Triple
 from tradeoff.engines.two_party.comparison import Comparison
 from tradeoff.engines.two_party.correlations import Correlation, Fields
 from tradeoff.engines.two_party.ot.arithmetic import (
@@ -66,10 +66,14 @@ def maker(kind: Correlation) -> Maker:
     make = _MAKERS[type(kind)]
     if isinstance(kind, Square | Truncation | Comparison) and kind.count > PIECE:
         return PiecesMaker(tuple(make(replace(kind, count=n)) for n in _parts(kind.count, PIECE)), axis=-1)
+    if isinstance(kind, Triple) and isinstance(kind.map, Elementwise) and len(kind.left) == len(kind.right) == 1:
+        (count,) = kind.left
+        parts = [make(replace(kind, left=(n,), right=(n,))) for n in _parts(count, PIECE)]
+        return PiecesMaker(tuple(parts), axis=0)
     if isinstance(kind, Quadratic) and prod(kind.shape) > PIECE:
         images, positions = kind.shape
-        parts = _parts(images, max(1, PIECE // positions))
-        return PiecesMaker(tuple(make(replace(kind, shape=(n, positions))) for n in parts), axis=0)
+        sizes = _parts(images, max(1, PIECE // positions))
+        return PiecesMaker(tuple(make(replace(kind, shape=(n, positions))) for n in sizes), axis=0)
     return make(kind)
 
 

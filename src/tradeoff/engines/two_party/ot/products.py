@@ -14,13 +14,15 @@ import numpy as np
 
 from tradeoff.engines.two_party.arithmetic import BilinearMap, Convolution, Elementwise, MatrixProduct
 from tradeoff.engines.two_party.errors import RangeExceeded
-from tradeoff.engines.two_party.ot.extension import request_bytes
 from tradeoff.engines.two_party.ot.transfers import Bits, Chosen, Offered, low_bits
 from tradeoff.engines.two_party.pooling import windows
 from tradeoff.engines.two_party.sharing import Ring, Share
 
 _BLOCK = 1 << 19
 """Elements of payload that are handled at a time."""
+
+MESSAGE = 1 << 26
+"""Bytes of payload that one message holds, unless a single output has more."""
 
 Shape = tuple[int, ...]
 
@@ -67,11 +69,6 @@ class CrossProduct:
         return prod(self.right) * self.bits
 
     @property
-    def request(self) -> int:
-        """Bytes from the holder of the right operand, if it asks for nothing else."""
-        return request_bytes(self.transfers)
-
-    @property
     def payload_shape(self) -> tuple[int, int, int]:
         """(outputs of all groups, transfers of one, elements met)."""
         return self.groups * self.outputs, self.taps * self.bits, self.met
@@ -79,7 +76,14 @@ class CrossProduct:
     @property
     def payload(self) -> int:
         """Bytes from the holder of the left operand."""
-        return self.transfers * self.met * self.ring.nbytes
+        return prod(self.payload_shape) * self.ring.nbytes
+
+    @property
+    def parts(self) -> list[tuple[int, int]]:
+        """Ranges of outputs, the payload of each fitting one message."""
+        rows, each, met = self.payload_shape
+        step = max(1, MESSAGE // max(1, each * met * self.ring.nbytes))
+        return [(low, min(low + step, rows)) for low in range(0, rows, step)]
 
     def choices(self, right: Share) -> Bits:
         """The right operand's bits, output by output, tap by tap, the lowest first.
@@ -95,32 +99,48 @@ class CrossProduct:
 
     def offer(self, offered: Offered, start: int, left: Share) -> tuple[Share, Share]:
         """This party's share of the product, and the payload to send, for the transfers from ``start``."""
+        rows, payload = self.offer_rows(offered, start, left, (0, self.payload_shape[0]))
+        return self.fold(rows), payload
+
+    def offer_rows(
+        self, offered: Offered, start: int, left: Share, outputs: tuple[int, int]
+    ) -> tuple[Share, Share]:
+        """The same for a range of outputs: shares (outputs, met)."""
         scaled = self._scaled(left)
-        payload = np.empty(self.payload_shape, self.ring.dtype)
-        result = np.empty((len(payload), self.met), self.ring.dtype)
-        for low, high, at in self._blocks(start):
-            delta = scaled[np.arange(low, high) // self.outputs].reshape(-1, self.met)
+        first, last = outputs
+        payload = np.empty((last - first, *self.payload_shape[1:]), self.ring.dtype)
+        result = np.empty((last - first, self.met), self.ring.dtype)
+        for low, high, at in self._blocks(start, len(payload)):
+            delta = scaled[np.arange(first + low, first + high) // self.outputs].reshape(-1, self.met)
             share, corrections = offered.elements(at, delta, self.ring)
             payload[low:high] = corrections.reshape(payload[low:high].shape)
             result[low:high] = share.reshape(payload[low:high].shape).sum(axis=1, dtype=self.ring.dtype)
-        return self._fold(result), payload
+        return result, payload
 
     def receive(self, chosen: Chosen, start: int, payload: Share) -> Share:
         """The other party's share, from the payload."""
+        return self.fold(self.receive_rows(chosen, start, payload))
+
+    def receive_rows(self, chosen: Chosen, start: int, payload: Share) -> Share:
+        """Shares (outputs, met) of the outputs of which the payload (outputs, transfers, met) is."""
         result = np.empty((len(payload), self.met), self.ring.dtype)
-        for low, high, at in self._blocks(start):
+        for low, high, at in self._blocks(start, len(payload)):
             corrections = payload[low:high].reshape(-1, self.met)
             share = chosen.elements(at, corrections, self.ring)
             result[low:high] = share.reshape(payload[low:high].shape).sum(axis=1, dtype=self.ring.dtype)
-        return self._fold(result)
+        return result
 
-    def _blocks(self, start: int) -> list[tuple[int, int, slice]]:
+    def _blocks(self, start: int, outputs: int) -> list[tuple[int, int, slice]]:
         """Ranges of outputs, with their transfers."""
-        rows, each, met = self.payload_shape
+        _, each, met = self.payload_shape
         step = max(1, _BLOCK // max(1, each * met))
         return [
-            (low, min(low + step, rows), slice(start + low * each, start + min(low + step, rows) * each))
-            for low in range(0, rows, step)
+            (
+                low,
+                min(low + step, outputs),
+                slice(start + low * each, start + min(low + step, outputs) * each),
+            )
+            for low in range(0, outputs, step)
         ]
 
     def _scaled(self, left: Share) -> Share:
@@ -144,7 +164,7 @@ class CrossProduct:
         kept, rest = self._axes()
         return left.transpose(kept + rest).reshape(self.groups, 1, self.met)
 
-    def _fold(self, result: Share) -> Share:
+    def fold(self, result: Share) -> Share:
         """The product of the map's shape from (groups * outputs, met)."""
         shape = self.map.shape(self.left, self.right)
         if isinstance(self.map, Elementwise):

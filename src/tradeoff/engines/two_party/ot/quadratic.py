@@ -76,7 +76,7 @@ class QuadraticMaker:
         return (
             (asked, request_bytes(self.mask.transfers + tops)),
             (self.mask.transfers * self.kind.ring.nbytes, 0),
-            (elements, elements + self.square.request),
+            (elements, elements + request_bytes(self.square.transfers)),
             (self.square.payload, 0),
             (0, sum(product.payload for product in products)),
         )
@@ -125,7 +125,7 @@ class QuadraticMaker:
             reply = Reader((yield flat([message, payload])))
         else:
             reply = Reader((yield flat([payload])))
-            answer = transfers.offer(reply.bytes(square.request))
+            answer = transfers.offer(reply.bytes(request_bytes(square.transfers)))
         taken = chosen.elements(at[rank], reply.array((tops, 1), ring.dtype), ring)
         if rank == 0:
             mixed, payload = square.offer(answer, 0, u + u)
