@@ -66,9 +66,8 @@ def maker(kind: Correlation) -> Maker:
     make = _MAKERS[type(kind)]
     if isinstance(kind, Square | Truncation | Comparison) and kind.count > PIECE:
         return PiecesMaker(tuple(make(replace(kind, count=n)) for n in _parts(kind.count, PIECE)), axis=-1)
-    if isinstance(kind, Triple) and isinstance(kind.map, Elementwise) and len(kind.left) == len(kind.right) == 1:
-        (count,) = kind.left
-        parts = [make(replace(kind, left=(n,), right=(n,))) for n in _parts(count, PIECE)]
+    if isinstance(kind, Triple) and isinstance(kind.map, Elementwise) and len(kind.left) == 1:
+        parts = [make(replace(kind, left=(n,), right=(n,))) for n in _parts(kind.left[0], PIECE)]
         return PiecesMaker(tuple(parts), axis=0)
     if isinstance(kind, Quadratic) and prod(kind.shape) > PIECE:
         images, positions = kind.shape
