@@ -17,5 +17,6 @@ NB_MODULE(_native, m) {
     register_maxk_fused(m);
     register_partition(m);
     register_decoding(m);
+    register_oblivious(m);
     m.def("instruction_set", &tradeoff::isa_name, "The instruction set in use: avx512, avx2 or portable");
 }

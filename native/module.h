@@ -15,3 +15,4 @@ void register_select(nanobind::module_& m);
 void register_maxk_fused(nanobind::module_& m);
 void register_partition(nanobind::module_& m);
 void register_decoding(nanobind::module_& m);
+void register_oblivious(nanobind::module_& m);

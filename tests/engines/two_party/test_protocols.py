@@ -100,7 +100,7 @@ class TestExact:
         x = ring.elements(samples(ring, ring.bits - 2, 2 * 3 * 6 * 6)).reshape(2, 3, 6, 6)
         w, mask = (ring.elements(samples(ring, ring.bits - 2, 4 * 27, s)).reshape(4, 3, 3, 3) for s in (1, 2))
         shares = share(ring, x)
-        lane = (StaticTriple(ring, map, x.shape, w.shape),)
+        lane = (StaticTriple(ring, map, x.shape, w.shape, ring.bits),)
         operands = StaticOperand(w - mask, mask), StaticOperand(w - mask, None)
         run = two_parties(
             lane,
@@ -190,7 +190,7 @@ class TestWithinOneUnit:
         f, shift = ring.frac_bits, ring.frac_bits if dropped else 0
         x = samples(ring, 2 * f + 2 if dropped else f + 2, 60).reshape(4, 15)
         c = np.random.default_rng(1).integers(-(1 << f), 1 << f, (3, 15))
-        shares, kind = share(ring, ring.elements(x)), Quadratic(ring, x.shape, shift, private)
+        shares, kind = share(ring, ring.elements(x)), Quadratic(ring, x.shape, shift, private, ring.bits)
         static = {name: share(ring, ring.elements(c[0]))[0] for name in ("linear", "quadratic")}
 
         def protocol(rank: int, m: Any) -> Any:
@@ -215,7 +215,7 @@ class TestWithinOneUnit:
         """Behind two average poolings a product has more surplus bits than half of the ring."""
         shift = ring.bits // 2 + 4
         x = samples(ring, ring.bits - 2, 60).reshape(4, 15)
-        shares, kind = share(ring, ring.elements(x)), Quadratic(ring, x.shape, shift, False)
+        shares, kind = share(ring, ring.elements(x)), Quadratic(ring, x.shape, shift, False, ring.bits)
         zero, one = (ring.elements(np.full(15, value)) for value in (0, 1))
 
         def protocol(rank: int, m: Any) -> Any:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -35,6 +35,15 @@ ConfigFile = Annotated[Path, typer.Option(help="TOML file: addresses of the part
 MAX_BATCH = 1_000_000
 """Images of one predicted inference: its rows take turns, so that the time to count them grows with it."""
 PoolFolder = Annotated[Path | None, typer.Option(help="Offline pool of this party, in place of a dealer.")]
+
+OfflineChoice = Annotated[
+    str,
+    typer.Option(
+        "--offline",
+        help="dealer: a third process makes the correlated randomness; ot: the two parties do, by oblivious "
+        "transfer.",
+    ),
+]
 
 
 @app.command()
@@ -80,6 +89,7 @@ def serve(
     program: ProgramFolder,
     config: ConfigFile,
     pool: PoolFolder = None,
+    offline: OfflineChoice = "dealer",
     queries: Annotated[int | None, typer.Option(help="Stop after so many.", min=1)] = None,
     max_batch: Annotated[int, typer.Option(help="Refuse queries of more images.", min=1)] = 256,
 ) -> None:
@@ -89,11 +99,20 @@ def serve(
     from tradeoff.engines.two_party.hosts import serve_queries
 
     keep_freed_memory()
+    chosen = _offline(offline)
     loaded, settings = _load_program(program), Config.load(config)
     if not loaded.plan.has_weights:
         raise typer.BadParameter(f"{program} is the public view; the model owner serves the one with weights")
     typer.echo(f"serving program {loaded.digest[:16]} on {settings.parties[0]}")
-    serve_queries(loaded, settings, pool=pool, queries=queries, max_batch=max_batch, on_query=_say_served)
+    serve_queries(
+        loaded,
+        settings,
+        pool=pool,
+        offline=chosen,
+        queries=queries,
+        max_batch=max_batch,
+        on_query=_say_served,
+    )
 
 
 @app.command()
@@ -103,6 +122,7 @@ def query(
     images: Annotated[Path, typer.Option("--input", help="Inputs (images, *shape), .npy.")],
     out: Annotated[Path | None, typer.Option(help="Where the results go, .npy; printed if absent.")] = None,
     pool: PoolFolder = None,
+    offline: OfflineChoice = "dealer",
     report: Annotated[Path | None, typer.Option(help="Where the cost goes, .json or .csv.")] = None,
 ) -> None:
     """Ask the model owner about inputs, as the data owner; the model owner does not see them."""
@@ -115,8 +135,9 @@ def query(
     for path in (out, report):
         check_place(path)
     keep_freed_memory()
+    chosen = _offline(offline)
     loaded = _load_program(program)
-    result, cost = ask(loaded, Config.load(config), load_images(images), pool=pool)
+    result, cost = ask(loaded, Config.load(config), load_images(images), pool=pool, offline=chosen)
     if report is not None:
         cost.save(report)
     if result is None:
@@ -162,12 +183,13 @@ def cost(
     program: ProgramFolder,
     batch: Annotated[int, typer.Option(min=1, max=MAX_BATCH)] = 1,
     net: Annotated[str, typer.Option(help="loopback, lan, wan or pasnet.")] = "wan",
+    offline: OfflineChoice = "dealer",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Predict rounds and bytes of one inference, without running it."""
     from tradeoff.engines import two_party
 
-    predicted = two_party.cost(_load_program(program), batch, net)
+    predicted = two_party.cost(_load_program(program), batch, net, offline=_offline(offline))
     if as_json:
         typer.echo(json.dumps({**predicted.to_json(), "link_seconds": predicted.link_seconds}))
     else:
@@ -179,21 +201,23 @@ def bench(
     arch: Annotated[str, typer.Option(help="An architecture of tradeoff.nn.models.")] = "small_cnn",
     model: Annotated[Path | None, typer.Option(help="Weights; trained here on digits if absent.")] = None,
     net: Annotated[str, typer.Option(help="loopback, lan, wan or pasnet.")] = "loopback",
+    offline: OfflineChoice = "dealer",
     batch: Annotated[int, typer.Option(min=1)] = 32,
     out: Annotated[Path | None, typer.Option("--json", help="Where the report goes.")] = None,
 ) -> None:
-    """Train on 8x8 digits, compile, run three processes, compare with plaintext, print the cost."""
+    """Train on 8x8 digits, compile, run it between processes, compare with plaintext, print the cost."""
     from dataclasses import asdict
 
     from tradeoff.engines import two_party
     from tradeoff.engines.transport import profile
 
     profile(net)  # refuses an unknown one before anything is trained
+    _offline(offline)
     check_place(out)
     with bad_input():
         x, y, network = digits_network(arch, model)
     program = two_party.compile(network, (1, 8, 8))
-    with two_party.Session.local(net=net) as session:
+    with two_party.Session.local(_offline(offline), net) as session:
         session.infer(program, x[:batch], batch=batch)  # starts the processes
         logits = session.infer(program, x[:batch], batch=batch)
         report = session.report()
@@ -207,6 +231,12 @@ def bench(
     if out is not None:
         document = {**report.to_json(), "accuracy": accuracy, "agreement": asdict(agreement)}
         out.write_text(json.dumps(document, indent=2) + "\n")
+
+
+def _offline(choice: str) -> Literal["dealer", "ot"]:
+    if choice not in ("dealer", "ot"):
+        raise typer.BadParameter(f"the offline phase is by dealer or ot, not {choice!r}")
+    return choice  # type: ignore[return-value]
 
 
 def _load_program(folder: Path) -> Program:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -72,7 +73,8 @@ def compile(
     if calibration is None:
         calibration = np.random.default_rng(0).standard_normal((4, *plan.input_shape))
     largest = op.calibrate(plan, calibration)
-    program = Program(plan, _with_split(plan, options, largest))
+    options = replace(_with_split(plan, options, largest), integer_bits=_integer_bits(plan))
+    program = Program(plan, options)
     _check_ranges(program, largest)
     return program
 
@@ -92,6 +94,21 @@ def _with_split(plan: op.Plan, options: Options, largest: dict[str, float]) -> O
         if isinstance(operator, op.Polynomial | op.MaskedReLU) and largest[operator.name] * MARGIN >= limit
     )
     return Options.from_json({**options.to_json(), "split": list(split)})
+
+
+def _integer_bits(plan: op.Plan) -> int:
+    """Bits for sign and integer part of every weight and coefficient: 4, or what the largest needs."""
+    largest = max(
+        (
+            float(np.abs(getattr(operator, key)).max(initial=0))
+            for operator in plan
+            for key, role in operator.roles.items()
+            if role in ("weight", "coefficients") and getattr(operator, key) is not None
+        ),
+        default=0.0,
+    )
+    # one half of the last place is what rounding may add
+    return max(4, int(np.floor(np.log2(largest * (1 + 2.0**-20)))) + 2 if largest >= 1 else 0)
 
 
 def _check_ranges(program: Program, largest: dict[str, float]) -> None:

@@ -82,6 +82,9 @@ class Source:
         self._inference = first - 1
         self._chunk: dict[int, int] = {}
 
+    def prepare(self) -> None:
+        """Nothing is set up with the peer."""
+
     def begin(self) -> int:
         """Start the next inference and return its number; material of earlier ones is out of reach."""
         self._inference += 1

@@ -36,6 +36,8 @@ class Options:
         split: activations whose powers are truncated one by one, because the whole polynomial may not fit.
         output: ``logits`` or ``argmax``.
         reveal_to: who gets the result.
+        integer_bits: of private weights and coefficients, sign included: they lie below 2^(integer_bits - 1)
+            (public; as many oblivious transfers a weight as it has bits).
     """
 
     ring_bits: int = 64
@@ -47,6 +49,7 @@ class Options:
     split: tuple[str, ...] = ()
     output: Literal["logits", "argmax"] = "logits"
     reveal_to: Receiver = "client"
+    integer_bits: int = 4
 
     def __post_init__(self) -> None:
         allowed = {
@@ -65,6 +68,8 @@ class Options:
         if self.weights == "public" and self.coefficients == "private":
             raise ValueError("public weights go with public coefficients")
         Ring(self.ring_bits, self.frac_bits)  # raises on bad numbers
+        if not 1 <= self.integer_bits <= self.ring_bits:
+            raise ValueError(f"integer_bits lies in 1..{self.ring_bits}, not {self.integer_bits}")
 
     @property
     def ring(self) -> Ring:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,11 +31,12 @@ from tradeoff.engines.transport import (
 )
 from tradeoff.engines.transport.crew import Crew, Launch, keep_freed_memory, local_launch, simulated_launch
 from tradeoff.engines.two_party.offline import DEALER, Source, dealt_source, insecure_source, run_dealer
+from tradeoff.engines.two_party.ot import ObliviousSource
 from tradeoff.engines.two_party.party import CLIENT, SERVER, SETUP, Evaluator, announce_batch, learn_batch
 from tradeoff.engines.two_party.pool import open_pool
 from tradeoff.engines.two_party.program import Program, Receiver, require_batch
 
-Offline = Literal["dealer", "file", "insecure-local"]
+Offline = Literal["dealer", "file", "ot", "insecure-local"]
 
 
 class InsecureOffline(UserWarning):
@@ -64,8 +65,8 @@ class Session:
         link: str,
         emulator: str,
     ) -> None:
-        if offline not in ("dealer", "file", "insecure-local"):
-            raise ValueError(f"offline is dealer, file or insecure-local, not {offline!r}")
+        if offline not in get_args(Offline):
+            raise ValueError(f"offline is one of {', '.join(get_args(Offline))}, not {offline!r}")
         if (offline == "file") != (pool is not None):
             raise ValueError("a pool folder goes with offline='file'")
         if offline == "insecure-local":
@@ -95,8 +96,8 @@ class Session:
         """Parties as processes of this host, over TCP.
 
         Args:
-            offline: ``dealer``: a third process; ``file``: a pool written before; ``insecure-local``: for
-                tests.
+            offline: ``dealer``: a third process; ``file``: a pool written before; ``ot``: no third party, by
+                oblivious transfer; ``insecure-local``: for tests.
             net: emulated link: ``loopback``, ``lan``, ``wan``, ``pasnet`` or a :class:`LinkShaper`.
             pool: folder of the pool.
             tls: also between processes of this host.
@@ -299,19 +300,24 @@ def serve_commands(
         evaluator.finish()
 
 
-def make_source(net: Endpoint, program: Program, batch: int, offline: Offline, pool: Path | None) -> Source:
+def make_source(
+    net: Endpoint, program: Program, batch: int, offline: Offline, pool: Path | None
+) -> Source | ObliviousSource:
     """A party's source of correlated randomness."""
     if offline == "dealer":
         return dealt_source(net)
     if offline == "file":
         assert pool is not None
         return open_pool(net, program, batch, pool)
+    if offline == "ot":
+        return ObliviousSource(net, program)
     return insecure_source(net, program, batch)
 
 
 def operator_row(stats: Stats, seconds: dict[str, float], operator: str, kind: str, party: int) -> Row:
     """What an operator cost a computing party."""
-    return measured_row(stats, seconds, operator, kind, peers=(1 - party,), dealer=DEALER)
+    dealer = DEALER if stats.total(peer=DEALER).messages_received else 1 - party
+    return measured_row(stats, seconds, operator, kind, peers=(1 - party,), dealer=dealer)
 
 
 class Metered:

@@ -97,6 +97,7 @@ class LinearMap(Step):
         weight, bias: encoded; None where this party must not know them. The bias has the result's fractional
             bits and broadcasts over the batch.
         private: whether the weight is multiplied in shared form.
+        weight_bits: of the weight in two's complement.
     """
 
     map: BilinearMap
@@ -105,13 +106,15 @@ class LinearMap(Step):
     bias: Share | None
     private: bool
     input_shape: Shape
+    weight_bits: int
 
     kind: ClassVar[str] = "linear"
 
     def groups(self, batch: int) -> list[Group]:
         if not self.private:
             return []
-        return [((StaticTriple(self.ring, self.map, (batch, *self.input_shape), self.weight_shape),),)]
+        left = (batch, *self.input_shape)
+        return [((StaticTriple(self.ring, self.map, left, self.weight_shape, self.weight_bits),),)]
 
     @property
     def static_shapes(self) -> dict[str, Shape]:
@@ -206,6 +209,7 @@ class Activation(Step):
         private: whether coefficients of degree 1 and up are multiplied in shared form.
         fused: whether the whole polynomial stays below 2^(L-2-3f), so that it needs a single truncation.
         shift: fractional bits to drop from the input.
+        coefficient_bits: of private coefficients in two's complement.
     """
 
     mask: NDArray[np.bool_]
@@ -216,6 +220,7 @@ class Activation(Step):
     fused: bool
     shift: int
     radix: int
+    coefficient_bits: int
 
     kind: ClassVar[str] = "activation"
 
@@ -257,13 +262,14 @@ class Activation(Step):
         count = images * positions
         last = Truncation(self.ring, count, self._result_frac - self.ring.frac_bits)
         if self.single:
-            return (Quadratic(self.ring, (images, positions), self.shift, self.private), last)
+            shape = (images, positions)
+            return (Quadratic(self.ring, shape, self.shift, self.private, self.coefficient_bits), last)
         lane = powers_lane(self.ring, count, self.shift, self.degree)
         if self.identity:
             return lane
         if self.private:
             shapes = (self.degree, images, positions), (self.degree, 1, positions)
-            lane += (StaticTriple(self.ring, Elementwise(), *shapes),)
+            lane += (StaticTriple(self.ring, Elementwise(), *shapes, self.coefficient_bits),)
         return (*lane, last)
 
     def groups(self, batch: int) -> list[Group]:
