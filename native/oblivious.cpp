@@ -93,7 +93,16 @@ struct RowHash {
             uint32_t s[8][kLanes];
             for (int i = 0; i < 8; ++i)
                 for (int lane = 0; lane < kLanes; ++lane) s[i][lane] = kInitial[i];
-            for (int t = 0; t < 64; ++t) round(s, w[t], kRounds[t]);
+            for (int t = 0; t < 64; t += 8) {  // after eight rounds every word of the state is back in its place
+                round<0>(s, w[t], kRounds[t]);
+                round<1>(s, w[t + 1], kRounds[t + 1]);
+                round<2>(s, w[t + 2], kRounds[t + 2]);
+                round<3>(s, w[t + 3], kRounds[t + 3]);
+                round<4>(s, w[t + 4], kRounds[t + 4]);
+                round<5>(s, w[t + 5], kRounds[t + 5]);
+                round<6>(s, w[t + 6], kRounds[t + 6]);
+                round<7>(s, w[t + 7], kRounds[t + 7]);
+            }
             for (int lane = 0; lane < lanes; ++lane)
                 out[at + lane] = static_cast<uint16_t>(swapped_bytes(s[0][lane] + kInitial[0]));
         }
@@ -111,21 +120,21 @@ struct RowHash {
         w[15][lane] = 8 * 40;
     }
 
+    // One round in which the state's words a, b, ... stand from `shift` places before the first on: in place of moving
+    // all eight, their names move.
+    template <int shift>
     static TRADEOFF_INLINE void round(uint32_t (&s)[8][kLanes], const uint32_t (&w)[kLanes], uint32_t k) {
+        const auto word = [&](int i) TRADEOFF_LAMBDA_INLINE -> uint32_t * { return s[(i + 8 - shift) % 8]; };
+        const uint32_t *a = word(0), *b = word(1), *c = word(2), *e = word(4), *f = word(5), *g = word(6);
+        uint32_t *d = word(3), *h = word(7);
         for (int lane = 0; lane < kLanes; ++lane) {
-            const uint32_t a = s[0][lane], b = s[1][lane], c = s[2][lane], e = s[4][lane];
-            const uint32_t one = s[7][lane] + (rotated(e, 6) ^ rotated(e, 11) ^ rotated(e, 25)) +
-                                 ((e & s[5][lane]) ^ (~e & s[6][lane])) + k + w[lane];
+            const uint32_t x = a[lane], y = e[lane];
+            const uint32_t one = h[lane] + (rotated(y, 6) ^ rotated(y, 11) ^ rotated(y, 25)) +
+                                 (g[lane] ^ (y & (f[lane] ^ g[lane]))) + k + w[lane];
             const uint32_t two =
-                (rotated(a, 2) ^ rotated(a, 13) ^ rotated(a, 22)) + ((a & b) ^ (a & c) ^ (b & c));
-            s[7][lane] = s[6][lane];
-            s[6][lane] = s[5][lane];
-            s[5][lane] = e;
-            s[4][lane] = s[3][lane] + one;
-            s[3][lane] = c;
-            s[2][lane] = b;
-            s[1][lane] = a;
-            s[0][lane] = one + two;
+                (rotated(x, 2) ^ rotated(x, 13) ^ rotated(x, 22)) + ((x & b[lane]) | (c[lane] & (x | b[lane])));
+            d[lane] += one;
+            h[lane] = one + two;
         }
     }
 };

@@ -6,7 +6,7 @@ Of two processes without a dealer, both make the correlated randomness by oblivi
 import os
 import threading
 import time
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -138,7 +138,8 @@ class Tradeoff:
         if self.computation is not None:
             self.computation.close()
         network, x = model(workload, arrays)
-        program = two_party.compile(network, x.shape[1:], coefficients="public")
+        radix: Literal[2, 4] = 4 if len(self.addresses) > DEALER else 2  # what suits the offline phase
+        program = two_party.compile(network, x.shape[1:], coefficients="public", radix=radix)
         config = Config(
             tuple(f"{address}:{self.port + party}" for party, address in enumerate(self.addresses)),
             program=program.digest,

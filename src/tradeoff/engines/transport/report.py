@@ -184,7 +184,7 @@ class Report:
                 str(row.rounds),
                 f"{row.sent:,}",
                 f"{row.received:,}",
-                f"{row.offline:,}",
+                f"{row.offline + row.offline_sent:,}",
                 f"{row.compute:.3f}",
                 f"{row.wait:.3f}",
                 f"{row.total:.3f}",

@@ -98,17 +98,15 @@ def _with_split(plan: op.Plan, options: Options, largest: dict[str, float]) -> O
 
 def _integer_bits(plan: op.Plan) -> int:
     """Bits for sign and integer part of every weight and coefficient: 4, or what the largest needs."""
-    largest = max(
-        (
-            float(np.abs(getattr(operator, key)).max(initial=0))
-            for operator in plan
-            for key, role in operator.roles.items()
-            if role in ("weight", "coefficients") and getattr(operator, key) is not None
-        ),
-        default=0.0,
-    )
-    # one half of the last place is what rounding may add
-    return max(4, int(np.floor(np.log2(largest * (1 + 2.0**-20)))) + 2 if largest >= 1 else 0)
+    factors = [
+        getattr(operator, key)[1 if role == "coefficients" else 0 :]  # a constant is added, not multiplied
+        for operator in plan
+        for key, role in operator.roles.items()
+        if key in ("weight", "scale", "coefficients") and getattr(operator, key) is not None
+    ]
+    largest = max((float(np.abs(factor).max(initial=0)) for factor in factors), default=0.0)
+    rounded = largest * (1 + 2.0**-20)  # encoding may round up
+    return max(4, int(np.floor(np.log2(rounded))) + 2 if rounded >= 1 else 0)
 
 
 def _check_ranges(program: Program, largest: dict[str, float]) -> None:

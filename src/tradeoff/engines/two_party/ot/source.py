@@ -76,17 +76,19 @@ class ObliviousSource:
         secret = np.unpackbits(np.frombuffer(secrets.token_bytes(offered // 8), np.uint8)).astype(bool)
         receiver = BaseReceiver(bound, secret, hello[_BINDING_BYTES:])
         pairs = sender.keys(self._exchange(receiver.answer, asked * POINT_BYTES), asked)
+        # Counters tell the two directions apart: both hash under one key.
+        own_first, peer_first = (chooser << 62 for chooser in (self.rank, 1 - self.rank))
         self._transfers = Transfers(
             self.rank,
             RowHash(self._session),
-            Chooser(pairs[:WIDTH], self._session, "pairs", self._ledger, first=self.rank << 62),
+            Chooser(pairs[:WIDTH], self._session, "pairs", self._ledger, first=own_first),
             Offerer(
                 secret[:WIDTH],
                 receiver.keys[:WIDTH],
                 self._session,
                 "pairs",
                 self._ledger,
-                first=1 - self.rank << 62,
+                first=peer_first,
             ),
             self._tables(pairs[WIDTH:], secret[WIDTH:], receiver.keys[WIDTH:]) if tables else None,
         )
@@ -106,6 +108,7 @@ class ObliviousSource:
         """Start the next inference and return its number."""
         self._inference += 1
         self._ahead = max(0, self._ahead - 1)
+        self._chunk = {name: n for name, n in self._chunk.items() if name[0] >= self._inference}
         return self._inference
 
     def take(self, operator: int, correlation: Correlation) -> Fields:
