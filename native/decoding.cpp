@@ -2,6 +2,7 @@
 //
 // tradeoff/engines/decoding/reference.py says what each computes; its torch code is the oracle.
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <optional>
 #include <vector>
@@ -51,6 +52,9 @@ namespace {
 
 constexpr Index kSerialProducts = 1 << 17;  // multiplications below which threads cost more than they give
 
+using InRows = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;  // rows are all but the last dimension
+using OutRows = nb::ndarray<float, nb::c_contig, nb::device::cpu>;
+using Angles = nb::ndarray<const float, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
 using Strided = nb::ndarray<const float, nb::ndim<4>, nb::device::cpu>;
 using StridedOut = nb::ndarray<float, nb::ndim<4>, nb::device::cpu>;
 
@@ -61,10 +65,23 @@ using StridedOut = nb::ndarray<float, nb::ndim<4>, nb::device::cpu>;
 #define TRADEOFF_CHOOSE(function) portable::function
 #endif
 
-void skinny_linear(Array2<float> weight, Array2<float> x, Out2<float> out, Index threads) {
-    const Rows of{weight.data(), x.data(), out.data(), Index(x.shape(0)), Index(weight.shape(0)), Index(x.shape(1))};
+template <class Array>
+Index width_of(const Array &array) {
+    require(array.ndim() >= 1, "an array without dimensions");
+    return Index(array.shape(array.ndim() - 1));
+}
+
+template <class Array>
+Index rows_of(const Array &array) {
+    Index rows = 1;
+    for (size_t d = 0; d + 1 < array.ndim(); ++d) rows *= Index(array.shape(d));
+    return rows;
+}
+
+void skinny_linear(Array2<float> weight, InRows x, OutRows out, Index threads) {
+    const Rows of{weight.data(), x.data(), out.data(), rows_of(x), Index(weight.shape(0)), width_of(x)};
     require(Index(weight.shape(1)) == of.width, "the rows of W and of X have different widths");
-    require(Index(out.shape(0)) == of.inputs && Index(out.shape(1)) == of.outputs, "the result has another shape");
+    require(rows_of(out) == of.inputs && width_of(out) == of.outputs, "the result has another shape");
     const auto rows = TRADEOFF_CHOOSE(linear_rows);
     nb::gil_scoped_release release;
     if (!of.inputs || !of.outputs) return;
@@ -73,10 +90,10 @@ void skinny_linear(Array2<float> weight, Array2<float> x, Out2<float> out, Index
     parallel_ranges(of.outputs, 4, grain, threads, [&](Index begin, Index end) { rows(of, begin, end); });
 }
 
-void swiglu(Array2<float> gate, Array2<float> up, Out2<float> out, Index threads) {
-    const Index rows = Index(gate.shape(0)), width = Index(gate.shape(1));
-    require(Index(up.shape(0)) == rows && Index(up.shape(1)) == width, "gate and up have different shapes");
-    require(Index(out.shape(0)) == rows && Index(out.shape(1)) == width, "the result has another shape");
+void swiglu(InRows gate, InRows up, OutRows out, Index threads) {
+    const Index rows = rows_of(gate), width = width_of(gate);
+    require(rows_of(up) == rows && width_of(up) == width, "gate and up have different shapes");
+    require(rows_of(out) == rows && width_of(out) == width, "the result has another shape");
     const auto row_of = TRADEOFF_CHOOSE(swiglu_row);
     const float *gates = gate.data(), *ups = up.data();
     float *to = out.data();
@@ -96,6 +113,34 @@ void require_dense(const Array &array) {
 template <class Array>
 auto *at(const Array &array, Index a, Index b, Index c) {
     return array.data() + a * Index(array.stride(0)) + b * Index(array.stride(1)) + c * Index(array.stride(2));
+}
+
+void rms_norm(InRows x, std::optional<Array1<float>> gain, OutRows out, float eps, float scale) {
+    const Index rows = rows_of(x), width = width_of(x);
+    require(!gain || Index(gain->size()) == width, "the gain has another width");
+    require(rows_of(out) == rows && width_of(out) == width, "the result has another shape");
+    const auto row_of = TRADEOFF_CHOOSE(norm_row);
+    for (Index row = 0; row < rows; ++row)
+        row_of(x.data() + row * width, gain ? gain->data() : nullptr, out.data() + row * width, width, eps, scale);
+}
+
+// Angles are those of (row of the batch or all, new token).
+void rotate(Strided x, Angles cosine, Angles sine, StridedOut out) {
+    const Index batch = Index(x.shape(0)), heads = Index(x.shape(1)), news = Index(x.shape(2));
+    const Index half = Index(cosine.shape(2)), rows = Index(cosine.shape(0));
+    require(Index(x.shape(3)) == 2 * half && Index(cosine.shape(1)) == news && (rows == 1 || rows == batch),
+            "the angles have another shape");
+    for (size_t d = 0; d < 3; ++d) require(sine.shape(d) == cosine.shape(d), "cosines and sines differ");
+    for (size_t d = 0; d < 4; ++d) require(out.shape(d) == x.shape(d), "the result has another shape");
+    require_dense(x);
+    require_dense(out);
+    const auto row_of = TRADEOFF_CHOOSE(rotate_row);
+    for (Index b = 0; b < batch; ++b)
+        for (Index n = 0; n < news; ++n) {
+            const Index angle = ((rows == 1 ? 0 : b) * news + n) * half;
+            for (Index head = 0; head < heads; ++head)
+                row_of(at(x, b, head, n), cosine.data() + angle, sine.data() + angle, at(out, b, head, n), half);
+        }
 }
 
 // What one call attends to. Row b of the batch has offsets[b] slots that all its queries see; behind them query n sees
@@ -226,6 +271,10 @@ void register_decoding(nb::module_ &m) {
           nb::arg("out").noconvert(), nb::arg("threads"));
     m.def("swiglu", &swiglu, nb::arg("gate").noconvert(), nb::arg("up").noconvert(), nb::arg("out").noconvert(),
           nb::arg("threads"));
+    m.def("rms_norm", &rms_norm, nb::arg("x").noconvert(), nb::arg("gain").noconvert().none(),
+          nb::arg("out").noconvert(), nb::arg("eps"), nb::arg("scale"));
+    m.def("rotate", &rotate, nb::arg("x").noconvert(), nb::arg("cosine").noconvert(), nb::arg("sine").noconvert(),
+          nb::arg("out").noconvert());
     m.def("tree_attention", &tree_attention, nb::arg("query").noconvert(), nb::arg("keys").noconvert(),
           nb::arg("values").noconvert(), nb::arg("rope_query").noconvert().none(),
           nb::arg("rope_keys").noconvert().none(), nb::arg("offsets").noconvert(),

@@ -77,7 +77,9 @@ TRADEOFF_TARGET inline void linear_rows(const Rows &of, Index begin, Index end) 
 TRADEOFF_TARGET TRADEOFF_INLINE void exponential(float *x) {
     constexpr float kRound = 12582912.0f;  // 1.5 2^23: adding it rounds to whole numbers
     for (int i = 0; i < kLine; ++i) {
-        const float v = x[i] < -87.0f ? -87.0f : (x[i] > 88.0f ? 88.0f : x[i]);
+        const float given = x[i];
+        const float raised = given < -87.0f ? -87.0f : given;
+        const float v = raised > 88.0f ? 88.0f : raised;
         const float shifted = v * 1.44269504f + kRound;
         const float whole = shifted - kRound;
         const float r = (v - whole * 0.693359375f) + whole * 2.12194440e-4f;
@@ -105,6 +107,36 @@ TRADEOFF_TARGET inline void swiglu_row(const float *gate, const float *up, float
         for (int i = 0; i < kLine; ++i) values[i] = i < count ? -gate[c + i] : 0.0f;
         exponential(values);
         for (int i = 0; i < count; ++i) out[c + i] = gate[c + i] / (1.0f + values[i]) * up[c + i];
+    }
+}
+
+// out = x / sqrt(mean x^2 + eps) times the scale and, if given, the gain
+TRADEOFF_TARGET inline void norm_row(const float *x, const float *gain, float *out, Index width, float eps,
+                                     float scale) {
+    Vec sums = zero();
+    Index c = 0;
+    for (; c + kWidth <= width; c += kWidth) {
+        const Vec values = load(x + c);
+        sums = fma(values, values, sums);
+    }
+    if (c < width) {
+        const Vec values = load(x + c, part(int(width - c)));
+        sums = fma(values, values, sums);
+    }
+    const float factor = scale / std::sqrt(sum(sums) / float(width) + eps);
+    if (gain)
+        for (c = 0; c < width; ++c) out[c] = x[c] * factor * gain[c];
+    else
+        for (c = 0; c < width; ++c) out[c] = x[c] * factor;
+}
+
+// Turns element c with element c + half, for all of the first half.
+TRADEOFF_TARGET inline void rotate_row(const float *x, const float *cosine, const float *sine, float *out,
+                                       Index half) {
+    for (Index c = 0; c < half; ++c) {
+        const float first = x[c], second = x[c + half];
+        out[c] = first * cosine[c] - second * sine[c];
+        out[c + half] = second * cosine[c] + first * sine[c];
     }
 }
 

@@ -77,6 +77,32 @@ def test_gates(rows: int, width: int, spread: float) -> None:
     assert torch.equal(out, torch.cat(alone))
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 9), SIZES, st.booleans(), st.sampled_from([1.0, 2.5]))
+def test_norms(rows: int, width: int, with_gain: bool, scale: float) -> None:
+    x, gain = normal(rows, width), normal(width, seed=1) if with_gain else None
+    out = KERNELS.rms_norm(x, gain, 1e-5, scale)
+    exact = TORCH.rms_norm(x.double(), None if gain is None else gain.double(), 1e-5, scale)
+    torch.testing.assert_close(out.double(), exact, rtol=2e-6, atol=1e-7)
+    assert torch.equal(out, torch.cat([KERNELS.rms_norm(one, gain, 1e-5, scale) for one in x.split(1)]))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 7), SIZES, st.booleans())
+def test_rotations(batch: int, heads: int, new: int, pairs: int, shared: bool) -> None:
+    x = normal(batch, new, heads, 2 * pairs).transpose(1, 2)
+    angles = normal(1 if shared else batch, new, pairs, seed=1)
+    cos, sin = angles.cos(), angles.sin()
+    out = KERNELS.rotate(x, cos, sin, "half")
+    torch.testing.assert_close(out, TORCH.rotate(x, cos, sin, "half"), rtol=0, atol=1e-6)
+    for row in range(batch):
+        angle = slice(0, 1) if shared else slice(row, row + 1)
+        for token in range(new):
+            part = slice(token, token + 1)
+            alone = KERNELS.rotate(x[row : row + 1, :, part], cos[angle, part], sin[angle, part], "half")
+            assert torch.equal(out[row : row + 1, :, part], alone)
+
+
 def test_gates_of_infinity_and_nan() -> None:
     gate = torch.tensor([[float("inf"), -float("inf"), float("nan"), -200.0, 200.0]])
     out = KERNELS.swiglu(gate, torch.ones(1, 5))[0]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tradeoff.core.native import extension
 from tradeoff.nn.decoder import TorchKernels, Tree, Visibility
+from tradeoff.nn.decoder.kernels import RotaryStyle
 
 _Paths = tuple[NDArray[np.int64], NDArray[np.int32]]
 
@@ -39,9 +40,9 @@ class NativeKernels(TorchKernels):
         """See :class:`~tradeoff.nn.decoder.Kernels`."""
         if not self._takes(x, weight):
             return super().linear(x, weight, bias)
-        rows, out = _rows(x), torch.empty(*x.shape[:-1], weight.shape[0])
+        out = torch.empty(*x.shape[:-1], weight.shape[0])
         self._native.skinny_linear(  # type: ignore[union-attr]
-            _array(weight.contiguous()), rows, _rows(out), torch.get_num_threads()
+            _dense(weight), _dense(x), out.numpy(), torch.get_num_threads()
         )
         return out if bias is None else out.add_(bias)
 
@@ -50,7 +51,25 @@ class NativeKernels(TorchKernels):
         if not self._takes(gate, up):
             return super().swiglu(gate, up)
         out = torch.empty(gate.shape)
-        self._native.swiglu(_rows(gate), _rows(up), _rows(out), torch.get_num_threads())  # type: ignore[union-attr]
+        self._native.swiglu(_dense(gate), _dense(up), out.numpy(), torch.get_num_threads())  # type: ignore[union-attr]
+        return out
+
+    def rms_norm(self, x: Tensor, gain: Tensor | None, eps: float, scale: float) -> Tensor:
+        """See :class:`~tradeoff.nn.decoder.Kernels`."""
+        if not self._takes(x) or (gain is not None and (gain.ndim > 1 or not self._takes(gain))):
+            return super().rms_norm(x, gain, eps, scale)
+        out = torch.empty(x.shape)
+        self._native.rms_norm(  # type: ignore[union-attr]
+            _dense(x), None if gain is None else _dense(gain), out.numpy(), eps, scale
+        )
+        return out
+
+    def rotate(self, x: Tensor, cos: Tensor, sin: Tensor, style: RotaryStyle) -> Tensor:
+        """See :class:`~tradeoff.nn.decoder.Kernels`."""
+        if style != "half" or x.ndim != 4 or not self._takes(x, cos, sin):
+            return super().rotate(x, cos, sin, style)
+        out = torch.empty(x.shape)
+        self._native.rotate(_strided(x), _dense(cos), _dense(sin), out.numpy())  # type: ignore[union-attr]
         return out
 
     def attention(
@@ -98,7 +117,7 @@ class NativeKernels(TorchKernels):
         self._native.tree_attention(  # type: ignore[union-attr]
             *(None if x is None else _strided(x) for x in (query, keys, values, rope_query, rope_keys)),
             *self._plan,
-            _array(out),
+            out.numpy(),
             scale,
             torch.get_num_threads(),
         )
@@ -108,10 +127,10 @@ class NativeKernels(TorchKernels):
         if self._native is None:
             return False
         training = torch.is_grad_enabled()
-        return all(
-            x.dtype == torch.float32 and x.device.type == "cpu" and not (training and x.requires_grad)
-            for x in tensors
-        )
+        for x in tensors:
+            if x.dtype != torch.float32 or not x.is_cpu or (training and x.requires_grad):
+                return False
+        return True
 
 
 @lru_cache(maxsize=256)
@@ -122,9 +141,8 @@ def _paths(tree: Tree) -> _Paths:
     return starts, np.concatenate(paths).astype(np.int32)
 
 
-def _rows(x: Tensor) -> NDArray[np.float32]:
-    """A matrix whose rows are the last dimension, in the memory of x if it has no gaps."""
-    return _array(x.reshape(-1, x.shape[-1]).contiguous())
+def _dense(x: Tensor) -> NDArray[np.float32]:
+    return _array(x if x.is_contiguous() else x.contiguous())
 
 
 def _strided(x: Tensor) -> NDArray[np.float32]:
@@ -132,5 +150,5 @@ def _strided(x: Tensor) -> NDArray[np.float32]:
 
 
 def _array(x: Tensor) -> NDArray[np.float32]:
-    array: NDArray[np.float32] = x.detach().numpy()
+    array: NDArray[np.float32] = (x.detach() if x.requires_grad else x).numpy()
     return array

@@ -1,6 +1,6 @@
 """What attention remembers of the text before, in tensors that are allocated once."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -101,11 +101,16 @@ class KVCache:
         self.require(new)
         self.pending = new
         views = {}
+        stop = max(self.lengths) + new
+        aligned = min(self.lengths) == stop - new
         for name, tensor in entries.items():
             slots = self.storage[name][layer]
-            for rows, start in self._runs():
-                slots[rows].narrow(-2, start, new).copy_(tensor[rows])
-            views[name] = slots.narrow(-2, 0, max(self.lengths) + new)
+            if aligned:
+                slots.narrow(-2, self.lengths[0], new).copy_(tensor)
+            else:
+                for row, start in enumerate(self.lengths):
+                    slots[row].narrow(-2, start, new).copy_(tensor[row])
+            views[name] = slots.narrow(-2, 0, stop)
         return views
 
     def commit(self, new: int | Sequence[int]) -> None:
@@ -201,9 +206,3 @@ class KVCache:
         if len(indices) != self.batch:
             raise CacheError(f"{len(indices)} selections for {self.batch} rows")
         return [tuple(path) for path in indices]  # type: ignore[arg-type]
-
-    def _runs(self) -> Iterable[tuple[slice, int]]:
-        """Rows that are written together, with the slot where they start."""
-        if min(self.lengths) == max(self.lengths):
-            return [(slice(None), self.lengths[0])]
-        return [(slice(row, row + 1), length) for row, length in enumerate(self.lengths)]

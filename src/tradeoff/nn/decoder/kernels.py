@@ -1,6 +1,6 @@
 """The products of a decoder behind one small interface, so that an engine can put its own in their place."""
 
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from jaxtyping import Float
@@ -9,9 +9,16 @@ from torch.nn import functional
 
 from tradeoff.nn.decoder.masks import Visibility
 
+RotaryStyle = Literal["half", "interleaved"]
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Half types as float32, others as they are."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
 
 class Kernels(Protocol):
-    """Linear layers, gates and attention; ``decoder.kernels = mine`` replaces them everywhere."""
+    """What a decoder computes by; ``decoder.kernels = mine`` replaces it everywhere."""
 
     def linear(
         self, x: Float[Tensor, "... inputs"], weight: Float[Tensor, "outputs inputs"], bias: Tensor | None
@@ -21,6 +28,22 @@ class Kernels(Protocol):
 
     def swiglu(self, gate: Float[Tensor, "*shape"], up: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """``silu(gate) * up``, element by element."""
+        ...
+
+    def rms_norm(
+        self, x: Float[Tensor, "*rows width"], gain: Tensor | None, eps: float, scale: float
+    ) -> Float[Tensor, "*rows width"]:
+        """``x / sqrt(mean x^2 + eps) * gain * scale``, in float32 at least."""
+        ...
+
+    def rotate(
+        self,
+        x: Float[Tensor, "batch *heads new width"],
+        cos: Float[Tensor, "rows new pairs"],
+        sin: Float[Tensor, "rows new pairs"],
+        style: RotaryStyle,
+    ) -> Float[Tensor, "batch *heads new width"]:
+        """Turn pairs of the last dimension: element i with i + pairs (``half``), or 2i with 2i + 1."""
         ...
 
     def attention(
@@ -60,6 +83,23 @@ class TorchKernels:
     def swiglu(self, gate: Tensor, up: Tensor) -> Tensor:
         """See :class:`Kernels`."""
         return functional.silu(gate) * up
+
+    def rms_norm(self, x: Tensor, gain: Tensor | None, eps: float, scale: float) -> Tensor:
+        """See :class:`Kernels`."""
+        out = functional.rms_norm(at_least_float32(x), x.shape[-1:], None, eps).to(x.dtype)
+        if gain is not None:
+            out = out * gain
+        return out if scale == 1 else out * scale
+
+    def rotate(self, x: Tensor, cos: Tensor, sin: Tensor, style: RotaryStyle) -> Tensor:
+        """See :class:`Kernels`."""
+        shape = (cos.shape[0], *(1,) * (x.ndim - 3), *cos.shape[1:])
+        cos, sin = cos.view(shape), sin.view(shape)
+        if style == "half":
+            first, second = x.chunk(2, -1)
+            return torch.cat((first * cos - second * sin, second * cos + first * sin), -1)
+        first, second = x[..., 0::2], x[..., 1::2]
+        return torch.stack((first * cos - second * sin, second * cos + first * sin), -1).flatten(-2)
 
     def attention(
         self, query: Tensor, keys: Tensor, values: Tensor, visible: Visibility, scale: float

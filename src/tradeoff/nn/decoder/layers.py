@@ -1,19 +1,11 @@
 """Linear layers, norms and rotary positions."""
 
-from typing import Literal
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional
 
 from tradeoff.nn.decoder.config import DecoderConfig, RopeScaling
-from tradeoff.nn.decoder.kernels import TORCH, Kernels
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """Half types as float32, others as they are."""
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+from tradeoff.nn.decoder.kernels import TORCH, Kernels, RotaryStyle
 
 
 class UsesKernels(nn.Module):
@@ -39,7 +31,7 @@ class Linear(UsesKernels, nn.Linear):
         return self.kernels.linear(x, self.weight, self.bias)
 
 
-class RMSNorm(nn.Module):
+class RMSNorm(UsesKernels):
     """``x / sqrt(mean x^2 + eps) * gain``, in float32 at least (Zhang, Sennrich, 2019).
 
     Args:
@@ -52,16 +44,12 @@ class RMSNorm(nn.Module):
     def __init__(self, shape: tuple[int, ...], eps: float, gain: bool = True, scale: float = 1.0) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(shape)) if gain else None
-        self.width = shape[-1]
         self.eps = eps
         self.scale = scale
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize the last dimension."""
-        out = functional.rms_norm(at_least_float32(x), (self.width,), None, self.eps).to(x.dtype)
-        if self.weight is not None:
-            out = out * self.weight
-        return out if self.scale == 1 else out * self.scale
+        return self.kernels.rms_norm(x, self.weight, self.eps, self.scale)
 
 
 def make_norm(config: DecoderConfig) -> nn.Module:
@@ -78,18 +66,12 @@ class Rotation:
     (``interleaved``) (Su et al., "RoFormer", 2021).
     """
 
-    def __init__(self, cos: Tensor, sin: Tensor, style: Literal["half", "interleaved"]) -> None:
-        self.cos, self.sin, self.style = cos, sin, style
+    def __init__(self, cos: Tensor, sin: Tensor, style: RotaryStyle, kernels: Kernels = TORCH) -> None:
+        self.cos, self.sin, self.style, self.kernels = cos, sin, style, kernels
 
     def __call__(self, x: Float[Tensor, "batch *heads new width"]) -> Float[Tensor, "batch *heads new width"]:
         """Turn the last dimension."""
-        shape = (self.cos.shape[0], *(1,) * (x.ndim - 3), *self.cos.shape[1:])
-        cos, sin = self.cos.view(shape), self.sin.view(shape)
-        if self.style == "half":
-            first, second = x.chunk(2, -1)
-            return torch.cat((first * cos - second * sin, second * cos + first * sin), -1)
-        first, second = x[..., 0::2], x[..., 1::2]
-        return torch.stack((first * cos - second * sin, second * cos + first * sin), -1).flatten(-2)
+        return self.kernels.rotate(x, self.cos, self.sin, self.style)
 
 
 class Rotary:
@@ -102,11 +84,11 @@ class Rotary:
         self.scaling = config.rope_scaling
         self._frequencies: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
-    def __call__(self, positions: Tensor, dtype: torch.dtype) -> Rotation:
+    def __call__(self, positions: Tensor, dtype: torch.dtype, kernels: Kernels = TORCH) -> Rotation:
         """The rotation at positions ``(rows, new)``; angles in float32, in float64 for a float64 model."""
         exact = torch.float64 if dtype == torch.float64 else torch.float32
         angles = positions[..., None].to(exact) * self.frequencies(positions.device, exact)
-        return Rotation(angles.cos().to(dtype), angles.sin().to(dtype), self.style)
+        return Rotation(angles.cos().to(dtype), angles.sin().to(dtype), self.style, kernels)
 
     def frequencies(self, device: torch.device, dtype: torch.dtype) -> Float[Tensor, " pairs"]:
         """Radians per position of every pair."""

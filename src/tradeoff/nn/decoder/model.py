@@ -13,8 +13,8 @@ from tradeoff.nn.decoder.cache import KVCache
 from tradeoff.nn.decoder.config import DecoderConfig
 from tradeoff.nn.decoder.errors import CacheError, InvalidInput
 from tradeoff.nn.decoder.feed_forward import GELU, MoE, MoEConfig, SwiGLU
-from tradeoff.nn.decoder.kernels import TORCH, Kernels
-from tradeoff.nn.decoder.layers import Linear, Rotary, Rotation, UsesKernels, at_least_float32, make_norm
+from tradeoff.nn.decoder.kernels import TORCH, Kernels, at_least_float32
+from tradeoff.nn.decoder.layers import Linear, Rotary, Rotation, UsesKernels, make_norm
 from tradeoff.nn.decoder.masks import Causal, Mask, Visibility
 
 
@@ -144,7 +144,7 @@ class Decoder(nn.Module):
         visible = self._visible(ids, mask, cache)
         positions = self._positions(ids, positions, visible)
         h = self._embed(ids, positions)
-        rotation = self._rotary(positions, h.dtype) if self._rotary is not None else None
+        rotation = self._rotary(positions, h.dtype, self._kernels) if self._rotary is not None else None
         for block in self.blocks:
             h = block(h, rotation, visible, cache)
         kept = visible.kept()

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tradeoff.nn.decoder.errors import InvalidInput
-from tradeoff.nn.decoder.layers import UsesKernels, at_least_float32
+from tradeoff.nn.decoder.kernels import at_least_float32
+from tradeoff.nn.decoder.layers import UsesKernels
 from tradeoff.nn.decoder.moe_config import MoEConfig
 
 
