@@ -99,6 +99,60 @@ _TABLE = (
         ("regret", "", "loss at a learning rate tuned elsewhere over that at the best one, less 1"),
         ("tuning_flops", "FLOP", "floating-point operations of the trainings that chose the learning rate"),
         ("step_ratio", "", "steps until the loss that another training ends with, over that training's"),
+        ("active_experts", "experts", "that a token passes in a layer, mean over the last 50 steps"),
+        (
+            "active_deviation",
+            "experts",
+            "standard deviation over the last 50 steps of the experts of a token",
+        ),
+        ("active_spread", "experts", "standard deviation over tokens of the experts of one, last 50 steps"),
+        (
+            "active_first_layer",
+            "experts",
+            "that a token passes in the first layer, mean over the last 50 steps",
+        ),
+        (
+            "active_last_layer",
+            "experts",
+            "that a token passes in the last layer, mean over the last 50 steps",
+        ),
+        (
+            "active_clean",
+            "experts",
+            "that a token passes in a layer in the quarter of images with least noise",
+        ),
+        (
+            "active_noisy",
+            "experts",
+            "that a token passes in a layer in the quarter of images with most noise",
+        ),
+        (
+            "budget_error",
+            "",
+            "distance of the active experts from their target over the last 50 steps, over it",
+        ),
+        ("budget_excursion", "", "largest such distance of a mean of 20 steps, once time to settle is over"),
+        (
+            "budget_drift",
+            "",
+            "change of the active experts, means of 20 steps, from then to the end, over the first",
+        ),
+        (
+            "layer_error",
+            "",
+            "largest distance of a layer's active experts from the target, last 50 steps, over it",
+        ),
+        (
+            "swings",
+            "swings",
+            "changes of the active experts from a fifth above target to a fifth below, or back",
+        ),
+        ("expert_imbalance", "", "tokens of a layer's busiest expert over the mean of all, last 50 steps"),
+        (
+            "expert_flops",
+            "FLOP",
+            "of the experts that a token passes, all layers, forward, mean over training",
+        ),
     ),
     *_rows(
         Direction.LOWER,

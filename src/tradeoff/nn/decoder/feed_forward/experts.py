@@ -31,12 +31,15 @@ class Experts(UsesKernels):
 
     def run(self, expert: int, x: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows dim"]:
         """One expert on some rows."""
+        gate = None if self.gate is None else self.gate[expert]
+        return self._run(x, gate, self.up[expert], self.down[expert])
+
+    def _run(self, x: Tensor, gate: Tensor | None, up: Tensor, down: Tensor) -> Tensor:
         linear = self.kernels.linear
-        up = linear(x, self.up[expert], None)
-        if self.gate is None:
-            return linear(functional.gelu(up), self.down[expert], None)
-        gated = self.kernels.swiglu(linear(x, self.gate[expert], None), up)
-        return linear(gated, self.down[expert], None)
+        hidden = linear(x, up, None)
+        if gate is None:
+            return linear(functional.gelu(hidden), down, None)
+        return linear(self.kernels.swiglu(linear(x, gate, None), hidden), down, None)
 
     def forward(
         self, x: Float[Tensor, "tokens dim"], routing: Routing, dispatch: Dispatch
@@ -82,6 +85,8 @@ class Experts(UsesKernels):
             if self.gate is None:
                 return product(functional.gelu(up), self.down)
             return product(self.kernels.swiglu(product(rows, self.gate), up), self.down)
-        sizes = counts.tolist()
-        parts = enumerate(torch.split(rows, sizes))
-        return torch.cat([self.run(expert, part) for expert, part in parts if len(part)])
+        # One unbinding: the gradient of indexing each expert would be as large as all of them.
+        gates = [None] * len(self.up) if self.gate is None else self.gate.unbind()
+        networks = zip(gates, self.up.unbind(), self.down.unbind(), strict=True)
+        parts = zip(torch.split(rows, counts.tolist()), networks, strict=True)
+        return torch.cat([self._run(part, *network) for part, network in parts if len(part)])
