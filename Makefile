@@ -55,6 +55,7 @@ bench: .venv/test
 	.venv/bin/python benchmarks/two_party.py
 	.venv/bin/python benchmarks/spmm.py
 	.venv/bin/python benchmarks/maxk.py
+	.venv/bin/python benchmarks/mlra.py
 
 clean:
 	rm -rf .venv build site .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache
