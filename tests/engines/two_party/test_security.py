@@ -224,7 +224,7 @@ def openings(frames: Frames) -> list[bytes]:
 @pytest.mark.parametrize("offline", ["dealer", "ot"])
 def test_nothing_is_opened_twice(offline: Any) -> None:
     """The same input, twice in one session and in two, gives no equal message."""
-    compiled = program()
+    compiled = program(relus=256 if offline == "dealer" else 64)
     x = np.ones((2, *compiled.plan.input_shape))
     messages = []
     for _ in range(2):
