@@ -15,8 +15,8 @@ import numpy as np
 from tradeoff.engines.two_party.arithmetic import BilinearMap, Convolution, Elementwise, MatrixProduct
 from tradeoff.engines.two_party.errors import RangeExceeded
 from tradeoff.engines.two_party.ot.transfers import Bits, Chosen, Offered, low_bits
-from tradeoff.engines.two_party.pooling import windows
 from tradeoff.engines.two_party.sharing import Ring, Share
+from tradeoff.nn.plan.windows import windows
 
 _BLOCK = 1 << 19
 """Elements of payload that are handled at a time."""
