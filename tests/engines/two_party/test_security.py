@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from tradeoff.engines import two_party
-from tradeoff.engines.transport import SimNet
-from tradeoff.engines.two_party import correlations, offline, prg
+from tradeoff.engines.transport import SimNet, prg
+from tradeoff.engines.two_party import correlations, offline
 from tradeoff.engines.two_party.activations import Coefficients, Quadratic, quadratic
 from tradeoff.engines.two_party.arithmetic import (
     Elementwise,

@@ -39,7 +39,7 @@ def test_the_controller_holds_the_target_and_a_fixed_threshold_does_not(trained)
     ours, fixed = trained["dtop_p"], trained["topp:0.4"]
     assert ours.budget_error < 0.05
     assert ours.budget_excursion < 0.1
-    assert statistics.fmean(fixed.active[:10]) > 1.25 * fixed.last_active
+    assert fixed.budget_error > 0.1
     assert ours.last_active == pytest.approx(statistics.fmean(ours.active[30:70]), rel=0.1)
     assert ours.losses[-1] < ours.losses[0] - 1
     assert ours.loss < fixed.loss * 1.05
