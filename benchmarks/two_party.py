@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from peers.environments import CRYPTEN, SPU, Environment
 from peers.workloads import GROWTH, Workload, workloads
@@ -52,7 +52,7 @@ class Competitor:
     parties: int
     security: str
     environment: Environment | None = None
-    dealer: bool = False
+    offline: Literal["none", "dealer", "parties"] = "none"
 
     @property
     def python(self) -> str:
@@ -66,7 +66,7 @@ COMPETITORS = (
         3,
         "semi-honest parties and a dealer, a third process on a host of its own that sees no message; "
         "its time is included",
-        dealer=True,
+        offline="dealer",
     ),
     Competitor(
         "crypten",
@@ -86,6 +86,18 @@ COMPETITORS = (
     ),
 )
 
+ON_REQUEST = (
+    Competitor(
+        f"{OURS}-ot",
+        "tradeoff_party.py",
+        2,
+        "semi-honest parties and nobody else: they make the correlated randomness by oblivious transfer, and "
+        "its time is included",
+        offline="parties",
+    ),
+)
+"""Compared where ``--systems`` names them."""
+
 
 @dataclass
 class Row:
@@ -97,9 +109,10 @@ class Row:
             headers included.
         rounds: by the system's own counter; SPU counts "actions" (messages it sends).
         seconds: median; with the dealer's work where there is a dealer.
-        online_seconds: median with the dealer's material already there (this engine only).
-        dealer_seconds: the dealer's own time for the same material (this engine only).
-        offline_bytes: what the dealer sends (this engine only).
+        online_seconds: median with the offline material already there (this engine only).
+        dealer_seconds: the dealer's own time for the same material, or that of the parties who make it over
+            their link (this engine only).
+        offline_bytes: what the dealer sends, or the parties to each other (this engine only).
         setup_bytes: sent once a session and in no other figure: the masked weights (this engine only; the
             peers mask them anew in every run).
         largest_error: against the plaintext result in double precision.
@@ -263,12 +276,14 @@ class Bench:
                 row.dealer_seconds = statistics.median(row.dealer_repetitions)
 
     def repetition(self, team: Team, row: Row) -> None:
-        """One more timing of a cell; with a dealer also with its material ready, and of its work alone."""
+        """One more timing of a cell; with an offline phase also of its halves."""
         row.repetitions.append(team.run())
-        if team.competitor.dealer:
-            team.ask(do="fetch")
-            row.online_repetitions.append(team.run())
-            row.dealer_repetitions.append(team.ask(do="deal")[-1]["dealer_seconds"])
+        if team.competitor.offline == "none":
+            return
+        fetched = team.ask(do="fetch")
+        row.online_repetitions.append(team.run())
+        made = team.ask(do="deal")[-1:] if team.competitor.offline == "dealer" else fetched
+        row.dealer_repetitions.append(max(answer["dealer_seconds"] for answer in made))
 
     def count(self, team: Team, row: Row, workload: Workload, arrays: Path) -> None:
         """Fills in bytes, rounds and error; the run that does so is also the warm-up."""
@@ -445,7 +460,10 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer sizes and repetitions")
     parser.add_argument(
-        "--systems", nargs="+", choices=[each.name for each in COMPETITORS], help="default: all"
+        "--systems",
+        nargs="+",
+        choices=[each.name for each in (*COMPETITORS, *ON_REQUEST)],
+        help="default: all but those of another offline phase",
     )
     parser.add_argument("--networks", nargs="+", choices=PROFILES, default=PROFILES)
     parser.add_argument("--repeats", type=int, help="repetitions of a cell (default 7, quick 3)")
@@ -462,7 +480,8 @@ def main() -> None:
     console = Console()
     if not console.is_terminal:
         console.width = 150
-    chosen = [each for each in COMPETITORS if not options.systems or each.name in options.systems]
+    named = options.systems or [each.name for each in COMPETITORS]
+    chosen = [each for each in (*COMPETITORS, *ON_REQUEST) if each.name in named]
     for competitor in chosen:
         if competitor.environment:
             console.print(f"environment of {competitor.name}: {competitor.environment.folder}")

@@ -9,6 +9,7 @@ NB_MODULE(_native, m) {
     register_ring(m);
     register_bits(m);
     register_elementwise(m);
+    register_field(m);
     register_pages(m);
     register_sparse(m);
     register_cbsr(m);
@@ -16,5 +17,6 @@ NB_MODULE(_native, m) {
     register_maxk_fused(m);
     register_partition(m);
     register_decoding(m);
+    register_oblivious(m);
     m.def("instruction_set", &tradeoff::isa_name, "The instruction set in use: avx512, avx2 or portable");
 }

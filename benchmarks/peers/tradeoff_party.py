@@ -1,9 +1,12 @@
-"""One process of this engine: 0 the model owner, 1 the data owner, 2 the dealer, each on its own host."""
+"""One process of this engine: 0 the model owner, 1 the data owner, 2 the dealer, each on its own host.
+
+Of two processes without a dealer, both make the correlated randomness by oblivious transfer.
+"""
 
 import os
 import threading
 import time
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -12,9 +15,10 @@ from worker import Arrays, serve
 
 from tradeoff.engines import two_party
 from tradeoff.engines.transport import Config, Party
+from tradeoff.engines.transport.prg import SEED_BYTES
 from tradeoff.engines.two_party.offline import Generator, dealt_source, run_dealer
+from tradeoff.engines.two_party.ot import ObliviousSource
 from tradeoff.engines.two_party.party import CLIENT, SETUP, Evaluator, announce_batch, learn_batch
-from tradeoff.engines.two_party.prg import SEED_BYTES
 from tradeoff.engines.two_party.session import operator_row
 from tradeoff.nn.polynomial import Polynomial
 
@@ -59,7 +63,7 @@ def model(workload: str, arrays: Arrays) -> tuple[nn.Module, np.ndarray]:
 
 
 class Computation:
-    """A session of three processes for one workload."""
+    """A session for one workload."""
 
     def __init__(self, net: Party, program: two_party.Program, workload: str, x: np.ndarray) -> None:
         self.net = net
@@ -73,10 +77,11 @@ class Computation:
             self.dealing.start()
             return
         if net.me == CLIENT:
-            announce_batch(net, self.batch, dealer=True)
+            announce_batch(net, self.batch, dealer=net.n > DEALER)
         else:
             learn_batch(net)
-        self.evaluator = Evaluator(net, self.program, self.batch, dealt_source(net))
+        source = dealt_source(net) if net.n > DEALER else ObliviousSource(net, self.program)
+        self.evaluator = Evaluator(net, self.program, self.batch, source)
         self.evaluator.prepare()
 
     def run(self) -> dict[str, float]:
@@ -92,10 +97,11 @@ class Computation:
         return {"operator_seconds": sum(seconds[name] - before.get(name, 0.0) for name in timed)}
 
     def fetch(self) -> dict[str, float]:
-        """Bring the dealer's material for the next inference to party 1."""
-        if self.net.me == CLIENT:
+        """Bring the dealer's material for the next inference to party 1, or make it with the peer."""
+        start = time.perf_counter()
+        if self.net.me == CLIENT or self.net.n == 2:
             self.evaluator.fetch()
-        return {}
+        return {"dealer_seconds": time.perf_counter() - start}
 
     def deal(self) -> dict[str, float]:
         """What making the material of one inference takes the dealer alone, without sending it."""
@@ -132,7 +138,8 @@ class Tradeoff:
         if self.computation is not None:
             self.computation.close()
         network, x = model(workload, arrays)
-        program = two_party.compile(network, x.shape[1:], coefficients="public")
+        radix: Literal[2, 4] = 4 if len(self.addresses) > DEALER else 2  # what suits the offline phase
+        program = two_party.compile(network, x.shape[1:], coefficients="public", radix=radix)
         config = Config(
             tuple(f"{address}:{self.port + party}" for party, address in enumerate(self.addresses)),
             program=program.digest,
@@ -156,11 +163,12 @@ class Tradeoff:
             for step in computation.program.steps
             if computation.workload == "small_cnn" or step.kind not in ENDS
         ]
+        setup = operator_row(stats, seconds, SETUP, SETUP, self.rank)
         return {
             "sent_bytes": sum(row.sent for row in rows),
             "rounds": sum(row.rounds for row in rows),
-            "offline_bytes": sum(row.offline for row in rows),
-            "setup_bytes": operator_row(stats, seconds, SETUP, SETUP, self.rank).sent,
+            "offline_bytes": sum(row.offline + row.offline_sent for row in rows),
+            "setup_bytes": setup.sent + setup.offline_sent,
         }
 
 

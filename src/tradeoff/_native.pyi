@@ -6,7 +6,7 @@ Arrays are contiguous and on the CPU. Written are ``out``, ``masked``, ``linear`
 
 from collections.abc import Sequence
 
-from numpy import float32, float64, int16, int32, int64, uint8, uint32, uint64
+from numpy import float32, float64, int16, int32, int64, uint8, uint16, uint32, uint64
 from numpy.typing import NDArray
 
 _Ring = NDArray[uint64] | NDArray[uint32]
@@ -31,6 +31,20 @@ def ring_conv2d(
     groups: int,
     threads: int,
 ) -> None: ...
+def field_multiply(a: _Words, b: _Words, out: _Words, threads: int) -> None: ...
+def field_matmul(a: _Words, b: _Words, out: _Words, threads: int) -> None: ...
+def field_conv2d(
+    x: _Words,
+    weight: _Words,
+    out: _Words,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    threads: int,
+) -> None: ...
+def ot_transpose(columns: _Words, rows: _Words, threads: int) -> None: ...
+def ot_row_hash(rows: _Words, mask: _Words, first: int, out: NDArray[uint16], threads: int) -> None: ...
 def bits_leaves(c: _Words, r: _Words, top: int, party: int, g: _Words, p: _Words, threads: int) -> None: ...
 def bits_top(x: _Ring, out: _Words, threads: int) -> None: ...
 def bits_mask(

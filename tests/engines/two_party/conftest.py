@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from numpy.typing import NDArray
 
+from tradeoff.engines.transport.prg import Prg
 from tradeoff.engines.two_party.correlations import Fields, deal, expand_one, expand_zero
-from tradeoff.engines.two_party.prg import Prg
 from tradeoff.engines.two_party.protocol import Lane, Rounds
 from tradeoff.engines.two_party.sharing import Ring
 

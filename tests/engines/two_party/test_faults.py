@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tradeoff.core.errors import EngineError
+from tradeoff.core.errors import EngineError, ProtocolError
 from tradeoff.engines import two_party
 from tradeoff.engines.transport import Config, PortInUse, SimNet, UnexpectedMessage
 from tradeoff.engines.two_party import protocol, steps
 from tradeoff.engines.two_party.arithmetic import Square
 from tradeoff.engines.two_party.hosts import serve_queries
+from tradeoff.engines.two_party.ot import ObliviousSource
 from tradeoff.engines.two_party.sharing import Ring
 from tradeoff.nn import plan as op
 
@@ -32,7 +33,8 @@ def relu_plan(count: int) -> op.Plan:
     ],
     ids=["shape", "dtype", "operator"],
 )
-def test_wrong_message_names_the_operator(change: Any) -> None:
+@pytest.mark.parametrize("phase", ["dealer", "ot"])
+def test_wrong_message_names_the_operator(change: Any, phase: Any) -> None:
     """A message of a wrong shape or type, or of another operator, is refused with the operator's name."""
 
     def watch(net: SimNet) -> None:
@@ -47,9 +49,21 @@ def test_wrong_message_names_the_operator(change: Any) -> None:
         endpoint.send = send  # type: ignore[method-assign]
 
     program = two_party.compile(relu_plan(64))
-    session = two_party.Session.simulated(watch=watch, recv_timeout=10.0)
+    session = two_party.Session.simulated(phase, watch=watch, recv_timeout=10.0)
     with session, pytest.raises(UnexpectedMessage, match=r"first\.relu"):
         session.infer(program, np.ones((1, 64)))
+
+
+def test_transfers_of_another_session_are_refused() -> None:
+    """Before anything is transferred: pads of another session would only garble everything."""
+    program = two_party.compile(relu_plan(64))
+
+    def party(net: Any) -> None:
+        net.session += net.me
+        ObliviousSource(net, program).prepare()
+
+    with pytest.raises(ProtocolError, match="another session"):
+        SimNet(2).run(party)
 
 
 def test_message_that_was_not_declared_is_an_error() -> None:

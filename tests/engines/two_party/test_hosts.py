@@ -23,7 +23,14 @@ from typer.testing import CliRunner
 from tradeoff.cli import main
 from tradeoff.core.errors import DataError
 from tradeoff.engines import two_party
-from tradeoff.engines.transport import Config, InsecureTransport, PeerAborted, PeerTimeout, PlanMismatch
+from tradeoff.engines.transport import (
+    Config,
+    ConfigError,
+    InsecureTransport,
+    PeerAborted,
+    PeerTimeout,
+    PlanMismatch,
+)
 from tradeoff.engines.transport.config import parse_address
 from tradeoff.engines.transport.emulation import Lab, probe
 from tradeoff.engines.two_party.commands import app
@@ -141,6 +148,32 @@ def test_two_queries_over_tls(folder: Path, launch: Any) -> None:
     assert server.returncode == 0
     assert output.count("answered 3 image(s)") == 2
     assert dealer.wait(30) == 0
+
+
+def test_query_without_a_dealer(folder: Path, launch: Any) -> None:
+    """Two hosts over TLS; who expects a pool's session meets a refusal that says why."""
+    config, program = write_config(folder, parties=2), folder / "program"
+    shared = ("--config", config, "--offline", "ot")
+    server = launch("serve", "--program", program, *shared, "--queries", 1)
+    public = two_party.Program.load(program / "public")
+    x = np.load(folder / "x.npy")[:1]
+    write_pool(folder / "pool", public, 1, 1)
+    with pytest.raises(PlanMismatch, match="by oblivious transfer"):
+        query(public, Config.load(config), x, pool=folder / "pool")
+    result, report = query(public, Config.load(config), x, offline="ot")
+    assert np.abs(result - two_party.Program.load(program).plan.evaluate(x)).max() < 1e-3
+    predicted = two_party.cost(public, offline="ot")
+    for total, expected in ((report.total, predicted.total), (report.setup, predicted.setup)):
+        assert (total.offline, total.offline_sent) == (expected.offline, expected.offline_sent)
+    output = server.communicate(timeout=30)[0]
+    assert server.returncode == 0, output
+
+
+def test_a_pool_has_no_place_beside_transfers(folder: Path) -> None:
+    public = two_party.Program.load(folder / "program" / "public")
+    config = Config.load(write_config(folder, parties=2))
+    with pytest.raises(ConfigError, match="there is none"):
+        query(public, config, np.load(folder / "x.npy"), pool=folder, offline="ot")
 
 
 def deep_program(folder: Path) -> Path:
@@ -438,6 +471,20 @@ def test_saved_weights_are_private_whatever_was_there(folder: Path, tmp_path: Pa
     (tmp_path / "plan.safetensors").chmod(0o644)
     two_party.Program.load(folder / "program").save(tmp_path)
     assert (tmp_path / "plan.safetensors").stat().st_mode & 0o777 == 0o600
+
+
+def test_wrong_offline_choice_is_bad_input(folder: Path) -> None:
+    result = CliRunner().invoke(app, ["cost", "--program", str(folder / "program"), "--offline", "magic"])
+    assert result.exit_code == 2
+    assert "dealer or ot" in result.output
+
+
+def test_cost_without_a_dealer_as_json(folder: Path) -> None:
+    arguments = ["cost", "--program", str(folder / "program"), "--offline", "ot", "--json"]
+    total = json.loads(CliRunner().invoke(app, arguments).output)["total"]
+    predicted = two_party.cost(two_party.Program.load(folder / "program"), offline="ot").total
+    assert total["offline_sent"] == predicted.offline_sent > total["sent"]
+    assert total["offline_rounds"] == predicted.offline_rounds
 
 
 def test_cost_as_json(folder: Path) -> None:

@@ -11,5 +11,5 @@ HERE = Path(__file__).parent
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("instructions", ["best", "portable"])
 def test_kernels_are_clean_under_sanitizers(run_sanitized, instructions: str) -> None:
-    tests = [HERE / f"test_{name}.py" for name in ("ring", "bits", "elementwise")]
+    tests = [HERE / f"test_{name}.py" for name in ("ring", "bits", "elementwise", "oblivious")]
     run_sanitized(tests, "native and not realistic and not without and not faster", instructions)

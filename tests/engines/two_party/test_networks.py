@@ -182,13 +182,35 @@ def test_result_and_predicted_cost(name: str) -> None:
 
 
 def _counts(row: two_party.Row) -> tuple[Any, ...]:
-    return row.operator, row.kind, row.rounds, row.sent, row.received, row.offline
+    offline = row.offline, row.offline_sent, row.offline_rounds
+    return row.operator, row.kind, row.rounds, row.sent, row.received, *offline
 
 
-@pytest.mark.parametrize("name", ["cnn", "mixed", "residual"])
-def test_argmax_reveals_labels(name: str) -> None:
+@pytest.mark.parametrize("name", MODELS)
+def test_result_and_predicted_cost_without_a_dealer(name: str) -> None:
+    """The online phase is that with a dealer; the offline phase is predicted in both directions."""
     program, x = build(name)
-    with two_party.Session.simulated() as session:
+    x = x[:1]
+    with two_party.Session.simulated(offline="ot") as session:
+        logits = session.infer(program, x)
+        reports = [session.report(party) for party in (0, 1)]
+    assert np.abs(logits - program.plan.evaluate(x)).max() < (2.0**-3 if program.ring.bits == 32 else 1e-3)
+    for party, report in enumerate(reports):
+        predicted = two_party.cost(program, batch=len(x), party=party, offline="ot")
+        assert [_counts(row) for row in (report.setup, *report.rows)] == [
+            _counts(row) for row in (predicted.setup, *predicted.rows)
+        ]
+        dealt = two_party.cost(program, batch=len(x), party=party)
+        online, expected = ([(row.rounds, row.sent) for row in each.rows] for each in (report, dealt))
+        assert online == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "offline"), [("cnn", "dealer"), ("mixed", "dealer"), ("residual", "dealer"), ("cnn", "ot")]
+)
+def test_argmax_reveals_labels(name: str, offline: Any) -> None:
+    program, x = build(name)
+    with two_party.Session.simulated(offline) as session:
         labels = session.infer(program, x, output="argmax", reveal_to="both")
     assert labels.dtype == np.int64
     assert (labels == program.plan.evaluate(x).argmax(axis=1)).all()

@@ -101,6 +101,44 @@ def test_digits_have_the_labels_of_fixed_point_plaintext(digits_network: nn.Modu
         assert row.offline == 3 * expected.offline
 
 
+def test_digits_without_a_dealer(digits_network: nn.Module, capsys: Any) -> None:
+    """Two processes and no third: the dealer's labels, and the bytes of the arithmetic."""
+    _, _, x, _ = digits()
+    program, images = two_party.compile(digits_network, (1, 8, 8), calibration=x[:64]), x[:4]
+    with two_party.Session.local() as session:
+        dealt = session.infer(program, images)
+        online = session.report().total
+    with two_party.Session.local("ot") as session:
+        logits = session.infer(program, images)
+        assert len(session.pids) == 2
+        reports = [session.report(party) for party in (0, 1)]
+    assert (logits.argmax(axis=1) == dealt.argmax(axis=1)).all()
+    assert two_party.agreement(program, images, logits).largest < 2e-3
+    for party, report in enumerate(reports):
+        predicted = two_party.cost(program, 4, party=party, offline="ot")
+        for row, expected in zip(
+            (report.setup, *report.rows), (predicted.setup, *predicted.rows), strict=True
+        ):
+            costs = [
+                (each.rounds, each.sent, each.offline, each.offline_sent, each.offline_rounds)
+                for each in (row, expected)
+            ]
+            assert costs[0] == costs[1]
+    total = reports[1].total
+    assert (total.rounds, total.sent) == (online.rounds, online.sent)
+    # a transfer for each bit of a weight: f + 4, and two where it holds the divisor of a pooling window
+    linear = reports[1].by_kind()["linear"]
+    transfers = {4 * 64: 20 * 16 * 25, 4 * 16: 22 * 32 * 16 * 25, 4: 22 * 1280}  # by elements that it meets
+    assert linear.offline + linear.offline_sent == sum(n * (16 + 8 * met) for met, n in transfers.items())
+    relu = reports[1].by_kind()["relu"]
+    assert relu.offline + relu.offline_sent == 4 * 1536 * 4502
+    with capsys.disabled():
+        print(
+            f"\nfour digits: {online.offline:,} bytes from a dealer, {total.offline + total.offline_sent:,} "
+            f"between the parties; transfers of weights by elements met: {transfers}"
+        )
+
+
 def test_three_processes_of_their_own() -> None:
     program = relu_program(64)
     with two_party.Session.local() as session:
@@ -112,13 +150,15 @@ def test_three_processes_of_their_own() -> None:
             os.kill(pid, 0)
 
 
-@pytest.mark.parametrize("victim", [0, 1, 2])
-def test_killed_party(victim: int) -> None:
+@pytest.mark.parametrize(
+    ("victim", "offline"), [(0, "dealer"), (1, "dealer"), (2, "dealer"), (0, "ot"), (1, "ot")]
+)
+def test_killed_party(victim: int, offline: Any) -> None:
     """The others end at once with PeerLost, long before a receive would time out."""
-    program = deep_program(400, 64)
-    session = two_party.Session.local(net="lan", recv_timeout=120.0)
+    program = deep_program(400 if offline == "dealer" else 20, 64)
+    session = two_party.Session.local(offline, "lan", recv_timeout=120.0)
     session.infer(program, np.zeros((1, 64)))
-    cluster = session._running.parties
+    cluster = session._running.crew.parties
     assert isinstance(cluster, LocalCluster)
     threading.Timer(0.1, os.kill, (cluster.pids[victim], signal.SIGKILL)).start()
     began = time.monotonic()
@@ -137,7 +177,7 @@ def test_stopped_party() -> None:
     program = deep_program(200, 64)
     session = two_party.Session.local(net="lan", recv_timeout=6.0)
     session.infer(program, np.zeros((1, 64)))
-    cluster = session._running.parties
+    cluster = session._running.crew.parties
     assert isinstance(cluster, LocalCluster)
     os.kill(cluster.pids[0], signal.SIGSTOP)
     with pytest.raises((PeerTimeout, TimeoutError)):

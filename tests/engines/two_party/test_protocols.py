@@ -24,6 +24,7 @@ from tradeoff.engines.two_party.comparison import Comparison, at_least_zero, rel
 from tradeoff.engines.two_party.party import StaticOperand
 from tradeoff.engines.two_party.sharing import Ring
 from tradeoff.engines.two_party.truncation import Truncation, truncate, truncate_locally
+from tradeoff.nn.plan import windows
 
 RINGS = [Ring(64, 16), Ring(32, 8)]
 RADICES = [4, 2]
@@ -99,7 +100,7 @@ class TestExact:
         x = ring.elements(samples(ring, ring.bits - 2, 2 * 3 * 6 * 6)).reshape(2, 3, 6, 6)
         w, mask = (ring.elements(samples(ring, ring.bits - 2, 4 * 27, s)).reshape(4, 3, 3, 3) for s in (1, 2))
         shares = share(ring, x)
-        lane = (StaticTriple(ring, map, x.shape, w.shape),)
+        lane = (StaticTriple(ring, map, x.shape, w.shape, ring.bits),)
         operands = StaticOperand(w - mask, mask), StaticOperand(w - mask, None)
         run = two_parties(
             lane,
@@ -143,7 +144,7 @@ class TestExact:
         winners, indices = share(ring, ring.elements(values)), None
         places = np.repeat(np.arange(features, dtype=ring.dtype)[:, None], 40, axis=1)
         indices = (places, np.zeros_like(places))
-        for level, pairs in enumerate(pooling.levels(features)):
+        for level, pairs in enumerate(windows.levels(features)):
             lane = pooling.argmax_lane(ring, 4, 40, pairs, first=level == 0)
             run = two_parties(
                 lane,
@@ -189,7 +190,7 @@ class TestWithinOneUnit:
         f, shift = ring.frac_bits, ring.frac_bits if dropped else 0
         x = samples(ring, 2 * f + 2 if dropped else f + 2, 60).reshape(4, 15)
         c = np.random.default_rng(1).integers(-(1 << f), 1 << f, (3, 15))
-        shares, kind = share(ring, ring.elements(x)), Quadratic(ring, x.shape, shift, private)
+        shares, kind = share(ring, ring.elements(x)), Quadratic(ring, x.shape, shift, private, ring.bits)
         static = {name: share(ring, ring.elements(c[0]))[0] for name in ("linear", "quadratic")}
 
         def protocol(rank: int, m: Any) -> Any:
@@ -214,7 +215,7 @@ class TestWithinOneUnit:
         """Behind two average poolings a product has more surplus bits than half of the ring."""
         shift = ring.bits // 2 + 4
         x = samples(ring, ring.bits - 2, 60).reshape(4, 15)
-        shares, kind = share(ring, ring.elements(x)), Quadratic(ring, x.shape, shift, False)
+        shares, kind = share(ring, ring.elements(x)), Quadratic(ring, x.shape, shift, False, ring.bits)
         zero, one = (ring.elements(np.full(15, value)) for value in (0, 1))
 
         def protocol(rank: int, m: Any) -> Any:
@@ -290,7 +291,7 @@ def _dot(x: np.ndarray, w: np.ndarray) -> np.ndarray:
 def _conv(x: np.ndarray, w: np.ndarray, map: Convolution) -> np.ndarray:
     """Convolution tap by tap."""
     kernel, per_group = w.shape[2:], w.shape[0] // map.groups
-    taps = pooling.windows(x, kernel, map.stride, map.padding, map.dilation, 0)
+    taps = windows.windows(x, kernel, map.stride, map.padding, map.dilation, 0)
     out = np.zeros(map.shape(x.shape, w.shape), x.dtype)
     for tap, offset in zip(taps, np.ndindex(*kernel), strict=True):
         for channel in range(w.shape[0]):

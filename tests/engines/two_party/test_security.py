@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from tradeoff.engines import two_party
-from tradeoff.engines.transport import SimNet
-from tradeoff.engines.two_party import correlations, offline, prg
+from tradeoff.engines.transport import SimNet, prg
+from tradeoff.engines.two_party import correlations, offline
 from tradeoff.engines.two_party.activations import Coefficients, Quadratic, quadratic
 from tradeoff.engines.two_party.arithmetic import (
     Elementwise,
@@ -26,6 +26,7 @@ from tradeoff.engines.two_party.arithmetic import (
 from tradeoff.engines.two_party.comparison import Comparison, relu
 from tradeoff.engines.two_party.correlations import Fields
 from tradeoff.engines.two_party.offline import Generator, Source
+from tradeoff.engines.two_party.ot import ObliviousSource
 from tradeoff.engines.two_party.party import Evaluator, StaticOperand
 from tradeoff.engines.two_party.protocol import Lane, Rounds
 from tradeoff.engines.two_party.sharing import Ring
@@ -136,7 +137,7 @@ def opening_protocols(ring: Ring, count: int) -> dict[str, Opening]:
             {},
         ),
         "static product": (
-            (StaticTriple(ring, MatrixProduct(), shape, (3, 64)),),
+            (StaticTriple(ring, MatrixProduct(), shape, (3, 64), ring.bits),),
             lambda rank, x, m: static_product(rank, MatrixProduct(), x.reshape(shape), operand, m[0]),
             static,
         ),
@@ -147,7 +148,7 @@ def opening_protocols(ring: Ring, count: int) -> dict[str, Opening]:
         ),
     }
     for shift, how in ((0, "plain"), (f, "truncated")):
-        lane = (Quadratic(ring, shape, shift, True),)
+        lane = (Quadratic(ring, shape, shift, True, ring.bits),)
         cases[f"quadratic {how}"] = (
             lane,
             lambda rank, x, m, kind=lane[0]: quadratic(rank, kind, coefficients, x.reshape(shape), m[0]),
@@ -220,14 +221,15 @@ def openings(frames: Frames) -> list[bytes]:
     return [data for source, to, data in frames if {source, to} == {0, 1} and len(data) >= 64]
 
 
-def test_nothing_is_opened_twice() -> None:
+@pytest.mark.parametrize("offline", ["dealer", "ot"])
+def test_nothing_is_opened_twice(offline: Any) -> None:
     """The same input, twice in one session and in two, gives no equal message."""
-    compiled = program()
+    compiled = program(relus=256 if offline == "dealer" else 64)
     x = np.ones((2, *compiled.plan.input_shape))
     messages = []
     for _ in range(2):
         tap = Tap()
-        with two_party.Session.simulated(watch=tap) as session:
+        with two_party.Session.simulated(offline, watch=tap) as session:
             session.infer(compiled, x)
             session.infer(compiled, x)
         messages += openings(tap.frames)
@@ -265,6 +267,38 @@ def test_no_block_is_used_twice() -> None:
     x = np.ones((2, *compiled.plan.input_shape))
     infer_with(sources_with(compiled, 2, ledgers, bytes(16)), compiled, x, times=3)
     assert all(ledger.blocks > 1000 for ledger in ledgers)
+
+
+def test_without_a_dealer_no_block_is_used_twice() -> None:
+    """The same where the parties make the material: their own draws and the columns of all transfers."""
+    compiled = program(relus=64)
+    ledgers = prg.BlockLedger(), prg.BlockLedger()
+    x = np.ones((1, *compiled.plan.input_shape))
+
+    def party(net: Any) -> None:
+        view = compiled if net.me == 0 else compiled.public()
+        evaluator = Evaluator(net, view, 1, ObliviousSource(net, view, ledgers[net.me]))
+        evaluator.prepare()
+        for _ in range(3):
+            evaluator.infer(x if net.me == 1 else None)
+
+    SimNet(2).run(party)
+    assert all(ledger.blocks > 1000 for ledger in ledgers)
+
+
+def test_messages_of_transfers_are_uniform_whatever_the_input() -> None:
+    """Requests, payloads and openings in either direction, for two very different inputs."""
+    compiled = program(relus=256)
+    side = compiled.plan.input_shape[1]
+    for x in (np.zeros((1, 1, side, side)), np.full((1, 1, side, side), 100.0)):
+        tap = Tap()
+        with two_party.Session.simulated("ot", watch=tap) as session:
+            session.infer(compiled, x, reveal_to="server")
+        for receiver in (0, 1):
+            # all but the points of the base transfers, whose highest bits are not uniform
+            messages = [data for data in tap.seen(receiver) if len(data) not in (48, 32 * 128, 32 * 384)]
+            assert len(b"".join(messages)) > 3e5
+            assert uniform_bytes(b"".join(messages)) > 1e-6
 
 
 def test_dropping_the_inference_number_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,3 +34,29 @@ def test_logits_agree_and_cost_is_predicted(program: two_party.Program) -> None:
     assert [(r.rounds, r.sent, r.received, r.offline) for r in report.rows] == [
         (r.rounds, r.sent, r.received, r.offline) for r in predicted.rows
     ]
+
+
+def test_material_without_a_dealer_is_made_ahead(program: two_party.Program) -> None:
+    """Two inferences' worth before they run; the one after them makes its own."""
+    x = np.random.default_rng(0).standard_normal((1, 1, 8, 8))
+    with two_party.Session.simulated("ot") as session:
+        for _ in range(2):
+            assert session.prepare(program, 1) > 0
+        offline = []
+        for _ in range(3):
+            assert two_party.agreement(program, x, session.infer(program, x)).largest < 1e-3
+            offline.append(session.report().total.offline)
+    assert offline == [0, 0, two_party.cost(program, offline="ot").total.offline]
+
+
+def test_large_weights_have_more_bits() -> None:
+    """As many transfers as the largest weight needs; the bound is public, so both parties count alike."""
+    small, large = nn.Linear(4, 3), nn.Linear(4, 3)
+    nn.init.constant_(large.weight, -40.0)
+    programs = [two_party.compile(nn.Sequential(each).eval(), (4,)) for each in (small, large)]
+    assert [each.options.integer_bits for each in programs] == [4, 7]
+    x = np.random.default_rng(0).standard_normal((2, 4))
+    with two_party.Session.simulated("ot") as session:
+        assert two_party.agreement(programs[1], x, session.infer(programs[1], x)).largest < 2e-2
+    costs = [two_party.cost(each, offline="ot", batch=16).row("0").offline_sent for each in programs]
+    assert costs == [bits * 12 * 16 * 8 for bits in (20, 23)]

@@ -43,8 +43,9 @@ class Row:
     Attributes:
         rounds: of the online phase.
         sent, received: bytes to and from the other computing parties.
-        offline: bytes from the dealer.
-        compute, wait, total: seconds; ``wait_offline`` is the part of ``wait`` spent on the dealer.
+        offline: bytes of the offline phase that this party received; ``offline_sent``: that it sent.
+        offline_rounds: of the offline phase.
+        compute, wait, total: seconds; ``wait_offline`` is the part of ``wait`` spent on the offline phase.
     """
 
     operator: str
@@ -57,6 +58,8 @@ class Row:
     wait: float = 0.0
     wait_offline: float = 0.0
     total: float = 0.0
+    offline_sent: int = 0
+    offline_rounds: int = 0
 
     def __add__(self, other: Row) -> Row:
         numbers = [f.name for f in fields(Row) if f.name not in ("operator", "kind")]
@@ -181,7 +184,7 @@ class Report:
                 str(row.rounds),
                 f"{row.sent:,}",
                 f"{row.received:,}",
-                f"{row.offline:,}",
+                f"{row.offline + row.offline_sent:,}",
                 f"{row.compute:.3f}",
                 f"{row.wait:.3f}",
                 f"{row.total:.3f}",
@@ -229,15 +232,15 @@ def measured_row(
         stats: of one inference: the difference of two snapshots.
         seconds: of the :class:`Clock`.
         peers: the other computing parties.
-        dealer: who sends offline material, if anybody does.
+        dealer: who the offline material is from, if from anybody: a dealer, or a peer with whom it is made.
     """
     online = Traffic()
     for peer in peers:
         online += stats.total(peer=peer, phase=ONLINE, scope=operator)
     waited_offline = stats.total(phase=OFFLINE, scope=operator).wait_seconds
-    offline = 0
+    offline = Traffic()
     if dealer is not None:
-        offline = stats.total(peer=dealer, phase=OFFLINE, scope=operator).payload_received
+        offline = stats.total(peer=dealer, phase=OFFLINE, scope=operator)
     total = seconds.get(operator, 0.0)
     wait = online.wait_seconds + waited_offline
     return Row(
@@ -246,9 +249,11 @@ def measured_row(
         stats.marked_rounds(scope=operator),
         online.payload_sent,
         online.payload_received,
-        offline,
+        offline.payload_received,
         max(0.0, total - wait),
         wait,
         waited_offline,
         total,
+        offline.payload_sent,
+        stats.marked_rounds(OFFLINE, operator),
     )

@@ -26,7 +26,8 @@ from tradeoff.engines.two_party.errors import (
 )
 from tradeoff.engines.two_party.program import Options, Program
 from tradeoff.engines.two_party.reference import evaluate
-from tradeoff.engines.two_party.session import Agreement, Session, agreement
+from tradeoff.engines.two_party.session import Session
+from tradeoff.nn.plan.agreement import Agreement, agreement
 
 __all__ = [
     "Agreement",

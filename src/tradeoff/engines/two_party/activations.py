@@ -36,12 +36,14 @@ class Quadratic(Correlation):
         shift: fractional bits to drop from x first.
         private: whether the coefficients are private; the static masks are then ``linear`` and ``quadratic``,
             one value a position.
+        operand_bits: of the coefficients in two's complement, where they are smaller than the ring.
     """
 
     ring: Ring
     shape: tuple[int, int]
     shift: int
     private: bool
+    operand_bits: int
 
     @property
     def random(self) -> tuple[Field, ...]:

@@ -149,12 +149,17 @@ def product(rank: int, map: BilinearMap, x: Share, w: Share, m: Fields) -> Round
 
 @dataclass(frozen=True)
 class StaticTriple(Correlation):
-    """(A, A*B) for a bilinear map whose right operand keeps the session's mask B (``static["weight"]``)."""
+    """(A, A*B) for a bilinear map whose right operand keeps the session's mask B (``static["weight"]``).
+
+    Args:
+        operand_bits: of the operand in two's complement, where it is smaller than the ring and not masked.
+    """
 
     ring: Ring
     map: BilinearMap
     left: tuple[int, ...]
     right: tuple[int, ...]
+    operand_bits: int
 
     speakers: ClassVar[tuple[int, ...]] = (1,)
 

@@ -6,16 +6,21 @@ The verbs of the model owner, the data owner and the dealer, and what an inferen
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from tradeoff.nn.plan.command_line import (
+    bad_input,
+    check_place,
+    digits_network,
+    load_images,
+    load_network,
+    parse_shape,
+)
 
+if TYPE_CHECKING:
     from tradeoff.engines.two_party import Program
     from tradeoff.engines.two_party.hosts import Served
 
@@ -30,6 +35,15 @@ ConfigFile = Annotated[Path, typer.Option(help="TOML file: addresses of the part
 MAX_BATCH = 1_000_000
 """Images of one predicted inference: its rows take turns, so that the time to count them grows with it."""
 PoolFolder = Annotated[Path | None, typer.Option(help="Offline pool of this party, in place of a dealer.")]
+
+OfflineChoice = Annotated[
+    str,
+    typer.Option(
+        "--offline",
+        help="dealer: a third process makes the correlated randomness; ot: the two parties do, by oblivious "
+        "transfer.",
+    ),
+]
 
 
 @app.command()
@@ -60,9 +74,9 @@ def compile_(
     """Prepare a network: a folder for the model owner, with a public one in it for the others."""
     from tradeoff.engines import two_party
 
-    shape = _shape(input_shape)
-    with _bad_input():
-        network = _load_network(plan, arch, model, shape, classes)
+    shape = parse_shape(input_shape)
+    with bad_input():
+        network = load_network(plan, arch, model, shape, classes)
         program = two_party.compile(network, ring_bits=ring_bits, weights=weights, radix=radix)  # type: ignore[arg-type]
         program = program.with_options(output=output)
     program.save(out)
@@ -75,20 +89,30 @@ def serve(
     program: ProgramFolder,
     config: ConfigFile,
     pool: PoolFolder = None,
+    offline: OfflineChoice = "dealer",
     queries: Annotated[int | None, typer.Option(help="Stop after so many.", min=1)] = None,
     max_batch: Annotated[int, typer.Option(help="Refuse queries of more images.", min=1)] = 256,
 ) -> None:
     """Answer queries, as the model owner."""
     from tradeoff.engines.transport import Config
+    from tradeoff.engines.transport.crew import keep_freed_memory
     from tradeoff.engines.two_party.hosts import serve_queries
-    from tradeoff.engines.two_party.session import keep_freed_memory
 
     keep_freed_memory()
+    chosen = _offline(offline)
     loaded, settings = _load_program(program), Config.load(config)
     if not loaded.plan.has_weights:
         raise typer.BadParameter(f"{program} is the public view; the model owner serves the one with weights")
     typer.echo(f"serving program {loaded.digest[:16]} on {settings.parties[0]}")
-    serve_queries(loaded, settings, pool=pool, queries=queries, max_batch=max_batch, on_query=_say_served)
+    serve_queries(
+        loaded,
+        settings,
+        pool=pool,
+        offline=chosen,
+        queries=queries,
+        max_batch=max_batch,
+        on_query=_say_served,
+    )
 
 
 @app.command()
@@ -98,20 +122,22 @@ def query(
     images: Annotated[Path, typer.Option("--input", help="Inputs (images, *shape), .npy.")],
     out: Annotated[Path | None, typer.Option(help="Where the results go, .npy; printed if absent.")] = None,
     pool: PoolFolder = None,
+    offline: OfflineChoice = "dealer",
     report: Annotated[Path | None, typer.Option(help="Where the cost goes, .json or .csv.")] = None,
 ) -> None:
     """Ask the model owner about inputs, as the data owner; the model owner does not see them."""
     import numpy as np
 
     from tradeoff.engines.transport import Config
+    from tradeoff.engines.transport.crew import keep_freed_memory
     from tradeoff.engines.two_party.hosts import query as ask
-    from tradeoff.engines.two_party.session import keep_freed_memory
 
     for path in (out, report):
-        _check_place(path)
+        check_place(path)
     keep_freed_memory()
+    chosen = _offline(offline)
     loaded = _load_program(program)
-    result, cost = ask(loaded, Config.load(config), _load_images(images), pool=pool)
+    result, cost = ask(loaded, Config.load(config), load_images(images), pool=pool, offline=chosen)
     if report is not None:
         cost.save(report)
     if result is None:
@@ -135,9 +161,9 @@ def dealer(
 ) -> None:
     """Supply correlated randomness, live or as files; the dealer sees no input, weight or result."""
     from tradeoff.engines.transport import Config
+    from tradeoff.engines.transport.crew import keep_freed_memory
     from tradeoff.engines.two_party.hosts import deal_sessions
     from tradeoff.engines.two_party.pool import write_pool
-    from tradeoff.engines.two_party.session import keep_freed_memory
 
     if (config is None) == (pool is None):
         raise typer.BadParameter("give either --config (deal live) or --pool (write files)")
@@ -157,12 +183,13 @@ def cost(
     program: ProgramFolder,
     batch: Annotated[int, typer.Option(min=1, max=MAX_BATCH)] = 1,
     net: Annotated[str, typer.Option(help="loopback, lan, wan or pasnet.")] = "wan",
+    offline: OfflineChoice = "dealer",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Predict rounds and bytes of one inference, without running it."""
     from tradeoff.engines import two_party
 
-    predicted = two_party.cost(_load_program(program), batch, net)
+    predicted = two_party.cost(_load_program(program), batch, net, offline=_offline(offline))
     if as_json:
         typer.echo(json.dumps({**predicted.to_json(), "link_seconds": predicted.link_seconds}))
     else:
@@ -174,21 +201,23 @@ def bench(
     arch: Annotated[str, typer.Option(help="An architecture of tradeoff.nn.models.")] = "small_cnn",
     model: Annotated[Path | None, typer.Option(help="Weights; trained here on digits if absent.")] = None,
     net: Annotated[str, typer.Option(help="loopback, lan, wan or pasnet.")] = "loopback",
+    offline: OfflineChoice = "dealer",
     batch: Annotated[int, typer.Option(min=1)] = 32,
     out: Annotated[Path | None, typer.Option("--json", help="Where the report goes.")] = None,
 ) -> None:
-    """Train on 8x8 digits, compile, run three processes, compare with plaintext, print the cost."""
+    """Train on 8x8 digits, compile, run it between processes, compare with plaintext, print the cost."""
     from dataclasses import asdict
 
     from tradeoff.engines import two_party
     from tradeoff.engines.transport import profile
 
     profile(net)  # refuses an unknown one before anything is trained
-    _check_place(out)
-    with _bad_input():
-        x, y, network = _digits_network(arch, model)
+    _offline(offline)
+    check_place(out)
+    with bad_input():
+        x, y, network = digits_network(arch, model)
     program = two_party.compile(network, (1, 8, 8))
-    with two_party.Session.local(net=net) as session:
+    with two_party.Session.local(_offline(offline), net) as session:
         session.infer(program, x[:batch], batch=batch)  # starts the processes
         logits = session.infer(program, x[:batch], batch=batch)
         report = session.report()
@@ -204,25 +233,10 @@ def bench(
         out.write_text(json.dumps(document, indent=2) + "\n")
 
 
-@contextmanager
-def _bad_input() -> Iterator[None]:
-    """A wrong value of an option is the user's, not a fault of the program."""
-    from tradeoff.core.errors import DataError, TradeoffError
-
-    try:
-        yield
-    except TradeoffError:
-        raise
-    except ValueError as error:
-        raise DataError(str(error)) from None
-
-
-def _check_place(path: Path | None) -> None:
-    """Refuse a place for results that does not exist before they are computed: they would be lost."""
-    from tradeoff.core.errors import DataError
-
-    if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
-        raise DataError(f"cannot write {path}: it is a folder, or its folder does not exist")
+def _offline(choice: str) -> Literal["dealer", "ot"]:
+    if choice not in ("dealer", "ot"):
+        raise typer.BadParameter(f"the offline phase is by dealer or ot, not {choice!r}")
+    return choice  # type: ignore[return-value]
 
 
 def _load_program(folder: Path) -> Program:
@@ -235,78 +249,6 @@ def _load_program(folder: Path) -> Program:
         raise DataError(f"{folder} is not a program: make one with `tradeoff two-party compile`") from None
     except (ValueError, TypeError) as error:
         raise DataError(f"{folder} is not a program: {error}") from None
-
-
-def _load_images(path: Path) -> NDArray[Any]:
-    import numpy as np
-
-    from tradeoff.core.errors import DataError
-
-    try:
-        # Mapped first, so that a header that promises more than the file holds allocates nothing.
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError, OverflowError) as error:
-        raise DataError(f"cannot read {path} as an .npy array: {error}") from None
-    if not isinstance(array, np.ndarray):
-        array.close()
-        raise DataError(f"{path} holds several arrays; an .npy file holds one")
-    return np.array(array)
-
-
-def _load_network(
-    plan: Path | None, arch: str | None, model: Path | None, shape: tuple[int, ...], classes: int
-) -> Any:
-    """A plan from a file, or traced from an architecture with its weights."""
-    from tradeoff.nn.plan import load, trace
-
-    if (plan is None) == (arch is None):
-        raise typer.BadParameter("give either --plan or --arch with --model")
-    if plan is not None:
-        return load(plan)
-    if model is None:
-        raise typer.BadParameter("--arch needs --model, a safetensors file of its weights")
-    from tradeoff.nn.models import build, load_weights
-
-    assert arch is not None
-    network = build(arch, classes, shape)  # type: ignore[arg-type]
-    load_weights(network, model)
-    return trace(network.eval(), shape)
-
-
-def _digits_network(arch: str, model: Path | None) -> tuple[Any, Any, Any]:
-    """Test images, labels and a network for scikit-learn's digits."""
-    import numpy as np
-    import torch
-    from sklearn.datasets import load_digits
-
-    from tradeoff.nn.models import build, load_weights
-
-    digits = load_digits()
-    x = (digits.images[:, None] / 8.0 - 1.0).astype(np.float32)
-    y = digits.target.astype(np.int64)
-    torch.manual_seed(0)
-    network = build(arch, 10, (1, 8, 8))
-    if model is not None:
-        load_weights(network, model)
-        return x[1400:], y[1400:], network.eval()
-    optimizer = torch.optim.Adam(network.parameters(), 3e-3)
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(400):
-        chosen = torch.randint(0, 1400, (64,), generator=generator).numpy()
-        loss = torch.nn.functional.cross_entropy(
-            network(torch.from_numpy(x[chosen])), torch.from_numpy(y[chosen])
-        )
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-    return x[1400:], y[1400:], network.eval()
-
-
-def _shape(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise typer.BadParameter(f"a shape is numbers with commas between, not {text!r}") from None
 
 
 def _say_served(served: Served) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -72,7 +73,8 @@ def compile(
     if calibration is None:
         calibration = np.random.default_rng(0).standard_normal((4, *plan.input_shape))
     largest = op.calibrate(plan, calibration)
-    program = Program(plan, _with_split(plan, options, largest))
+    options = replace(_with_split(plan, options, largest), integer_bits=_integer_bits(plan))
+    program = Program(plan, options)
     _check_ranges(program, largest)
     return program
 
@@ -92,6 +94,19 @@ def _with_split(plan: op.Plan, options: Options, largest: dict[str, float]) -> O
         if isinstance(operator, op.Polynomial | op.MaskedReLU) and largest[operator.name] * MARGIN >= limit
     )
     return Options.from_json({**options.to_json(), "split": list(split)})
+
+
+def _integer_bits(plan: op.Plan) -> int:
+    """Bits for sign and integer part of every weight and coefficient: 4, or what the largest needs."""
+    factors = [
+        getattr(operator, key)[1 if role == "coefficients" else 0 :]  # a constant is added, not multiplied
+        for operator in plan
+        for key, role in operator.roles.items()
+        if key in ("weight", "scale", "coefficients") and getattr(operator, key) is not None
+    ]
+    largest = max((float(np.abs(factor).max(initial=0)) for factor in factors), default=0.0)
+    rounded = largest * (1 + 2.0**-20)  # encoding may round up
+    return max(4, int(np.floor(np.log2(rounded))) + 2 if rounded >= 1 else 0)
 
 
 def _check_ranges(program: Program, largest: dict[str, float]) -> None:

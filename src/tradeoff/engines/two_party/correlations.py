@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from tradeoff.engines.two_party.prg import Stream
+from tradeoff.engines.transport.prg import Stream
 from tradeoff.engines.two_party.sharing import WORD, Ring, Share
 
 Fields = Mapping[str, Share]

@@ -2,8 +2,8 @@
 
 Each role is one process with the same ``cluster.toml`` (:class:`tradeoff.engines.transport.Config`): party 0
 is the model owner, party 1 the data owner, party 2 the dealer, or nobody if the offline phase comes from pool
-files. Links are TLS with mutual certificates; the transport refuses to talk in the clear to an address that
-is not loopback.
+files or the two parties make it themselves by oblivious transfer. Links are TLS with mutual certificates; the
+transport refuses to talk in the clear to an address that is not loopback.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from tradeoff.core.errors import TradeoffError
 from tradeoff.engines.transport import Config, ConfigError, Party, PeerError, PortInUse, Report
 from tradeoff.engines.two_party.errors import DealerUnavailable, OfflineExhausted
 from tradeoff.engines.two_party.offline import DEALER, Source, dealt_source, run_dealer
+from tradeoff.engines.two_party.ot import ObliviousSource
 from tradeoff.engines.two_party.party import CLIENT, SERVER, Evaluator, announce_batch, learn_batch
 from tradeoff.engines.two_party.pool import check_pool, open_pool
 from tradeoff.engines.two_party.program import Program
@@ -30,6 +31,9 @@ from tradeoff.engines.two_party.session import Metered
 
 IDLE_SECONDS = 3600.0
 """How long a server or dealer waits for the others before it listens anew."""
+
+Live = Literal["dealer", "ot"]
+"""Who makes correlated randomness where there is no pool."""
 
 _FATAL = (ConfigError, PortInUse, OfflineExhausted)
 _log = logging.getLogger(__name__)
@@ -55,6 +59,7 @@ def serve_queries(
     config: Config,
     *,
     pool: Path | None = None,
+    offline: Live = "dealer",
     queries: int | None = None,
     max_batch: int = 256,
     on_query: Callable[[Served], None] = lambda served: None,
@@ -63,7 +68,8 @@ def serve_queries(
 
     Args:
         program: with weights.
-        pool: folder of this party's pool; without it the configured dealer is waited for.
+        pool: folder of this party's pool.
+        offline: without a pool, the configured dealer is waited for, or there is none (``ot``).
         queries: how many to answer; without end if None.
         max_batch: a query with more images is refused.
         on_query: told of every query.
@@ -77,24 +83,26 @@ def serve_queries(
         FileNotFoundError, PoolMismatch, PoolReused: the pool cannot serve this program.
     """
     answered = 0
-    waiting = _configured(replace(config, connect_timeout=IDLE_SECONDS), program, pool)
+    waiting = _configured(replace(config, connect_timeout=IDLE_SECONDS), program, pool, offline)
     while queries is None or answered < queries:
         if pool is not None:
             check_pool(pool, SERVER, program)
-        served = _serve_one(program, waiting, pool, max_batch)
+        served = _serve_one(program, waiting, pool, offline, max_batch)
         if served is not None:
             on_query(served)
             answered += served.error is None
     return answered
 
 
-def _serve_one(program: Program, config: Config, pool: Path | None, max_batch: int) -> Served | None:
+def _serve_one(
+    program: Program, config: Config, pool: Path | None, offline: Live, max_batch: int
+) -> Served | None:
     began, batch = time.perf_counter(), 0
     try:
         with Party(config, SERVER) as net:
             began = time.perf_counter()
             batch = learn_batch(net, max_batch)
-            evaluator = Evaluator(net, program, batch, _source(net, program, batch, pool))
+            evaluator = Evaluator(net, program, batch, _source(net, program, batch, pool, offline))
             evaluator.prepare()
             _, report = Metered(evaluator).infer(None)
             evaluator.finish()
@@ -109,14 +117,20 @@ def _serve_one(program: Program, config: Config, pool: Path | None, max_batch: i
 
 
 def query(
-    program: Program, config: Config, x: NDArray[Any], *, pool: Path | None = None
+    program: Program,
+    config: Config,
+    x: NDArray[Any],
+    *,
+    pool: Path | None = None,
+    offline: Live = "dealer",
 ) -> tuple[NDArray[np.float64] | None, Report]:
     """Ask the model owner about inputs, as the data owner.
 
     Args:
         program: the public view.
         x: inputs (images, *input_shape), one batch.
-        pool: folder of this party's pool; without it the configured dealer must be there.
+        pool: folder of this party's pool.
+        offline: without a pool, the configured dealer must be there, or there is none (``ot``).
 
     Returns:
         the result, if it is revealed to the data owner, and what it cost.
@@ -128,11 +142,12 @@ def query(
     """
     x = program.check_input(x)
     program.ring.encode(x, name="input")
+    configured = _configured(config, program, pool, offline)
     if pool is not None:
         check_pool(pool, CLIENT, program, len(x))
-    with _connect(_configured(config, program, pool)) as net:
-        announce_batch(net, len(x), dealer=pool is None)
-        evaluator = Evaluator(net, program, len(x), _source(net, program, len(x), pool))
+    with _connect(configured) as net:
+        announce_batch(net, len(x), dealer=net.n > DEALER)
+        evaluator = Evaluator(net, program, len(x), _source(net, program, len(x), pool, offline))
         evaluator.prepare()
         result, report = Metered(evaluator).infer(x)
         evaluator.finish()
@@ -155,7 +170,7 @@ def deal_sessions(
         max_batch: a session with more images is refused.
         on_session: told how many inferences a session had, and what ended it early.
     """
-    waiting = _configured(replace(config, connect_timeout=IDLE_SECONDS), program, None)
+    waiting = _configured(replace(config, connect_timeout=IDLE_SECONDS), program, None, "dealer")
     done = itertools.count()
     while sessions is None or next(done) < sessions:
         try:
@@ -167,8 +182,12 @@ def deal_sessions(
             on_session(0, f"{type(error).__name__}: {error}")
 
 
-def _configured(config: Config, program: Program, pool: Path | None) -> Config:
-    """The session's configuration: two parties with pools, three with a dealer."""
+def _configured(config: Config, program: Program, pool: Path | None, offline: Live) -> Config:
+    """The session's configuration: three parties with a dealer, else two, who agree on the offline phase."""
+    if pool is not None and offline == "ot":
+        raise ConfigError("a pool is a dealer's: with oblivious transfer there is none")
+    if offline == "ot":
+        return replace(config, parties=config.parties[:2], program=f"{program.digest} by oblivious transfer")
     if pool is not None:
         config = replace(config, parties=config.parties[:2])
     elif config.n != 3:
@@ -192,5 +211,9 @@ def _of_hosts(report: Report) -> Report:
     return replace(report, link="network", emulator="not emulated")
 
 
-def _source(net: Party, program: Program, batch: int, pool: Path | None) -> Source:
+def _source(
+    net: Party, program: Program, batch: int, pool: Path | None, offline: Live
+) -> Source | ObliviousSource:
+    if offline == "ot":
+        return ObliviousSource(net, program)
     return dealt_source(net) if pool is None else open_pool(net, program, batch, pool)

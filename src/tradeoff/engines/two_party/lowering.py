@@ -118,6 +118,10 @@ class _Lowering:
         """Whether this party holds the array (a placeholder is NaN)."""
         return array is not None and not (array.size and np.isnan(array.flat[0]))
 
+    def _operand_bits(self, frac: int) -> int:
+        """Bits of a static operand with so many fractional ones."""
+        return min(self.ring.bits, frac + self.options.integer_bits)
+
     def _input(self, operator: op.Input) -> Value:
         return self._emit(steps.Input, operator.name, [], operator.shape, self.f)
 
@@ -147,6 +151,7 @@ class _Lowering:
             bias=shift,
             private=self.options.weights == "private",
             input_shape=value.shape,
+            weight_bits=self._operand_bits(weight_frac),
         )
 
     def _convolution(self, operator: op.Convolution, value: Value) -> Value:
@@ -200,6 +205,7 @@ class _Lowering:
             fused=operator.name not in self.options.split,
             shift=value.frac - self.f,
             radix=self.options.radix,
+            coefficient_bits=self._operand_bits(self.f),
         )
 
     _maskedrelu = _polynomial
@@ -288,7 +294,7 @@ class _Lowering:
 
 def _window_counts(operator: op.AveragePool, shape: tuple[int, ...]) -> Any:
     """How many elements of the input each window covers."""
-    from tradeoff.engines.two_party.pooling import windows
+    from tradeoff.nn.plan.windows import windows
 
     ones = np.ones((1, 1, *shape[1:]))
     taps = windows(ones, operator.kernel, operator.stride, operator.padding, (1,) * len(operator.kernel), 0)

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tradeoff.engines.transport import Endpoint
+from tradeoff.engines.transport.prg import SEED_BYTES, BlockLedger, Prg, Stream
 from tradeoff.engines.two_party.correlations import Correlation, Fields, deal, expand_one, expand_zero
-from tradeoff.engines.two_party.prg import SEED_BYTES, BlockLedger, Prg, Stream
 from tradeoff.engines.two_party.program import Program
 from tradeoff.engines.two_party.protocol import Group
 from tradeoff.engines.two_party.sharing import Ring, Share
@@ -81,6 +81,9 @@ class Source:
         self._feed = feed
         self._inference = first - 1
         self._chunk: dict[int, int] = {}
+
+    def prepare(self) -> None:
+        """Nothing is set up with the peer."""
 
     def begin(self) -> int:
         """Start the next inference and return its number; material of earlier ones is out of reach."""

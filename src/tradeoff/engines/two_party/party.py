@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tradeoff.engines.transport import Clock, Endpoint
+from tradeoff.engines.transport.prg import SEED_BYTES, BlockLedger, Prg, agree
 from tradeoff.engines.two_party.correlations import Fields
 from tradeoff.engines.two_party.offline import BATCH, DEALER, Source
-from tradeoff.engines.two_party.prg import SEED_BYTES, BlockLedger, Prg, agree
+from tradeoff.engines.two_party.ot import ObliviousSource
 from tradeoff.engines.two_party.program import Program
 from tradeoff.engines.two_party.protocol import Group, Rounds, lockstep
 from tradeoff.engines.two_party.sharing import Share, share_of_owner
@@ -59,7 +60,7 @@ class Evaluator:
         net: Endpoint,
         program: Program,
         batch: int,
-        source: Source,
+        source: Source | ObliviousSource,
         *,
         ledger: BlockLedger | None = None,
     ) -> None:
@@ -97,9 +98,13 @@ class Evaluator:
         return self._operands[step.name, name]
 
     def prepare(self) -> None:
-        """Agree on a common generator and open the masked operands of party 0: one round a session."""
+        """Agree on a common generator and open the masked operands of party 0: one round a session.
+
+        Without a dealer the base transfers come first, and no operand is opened.
+        """
         with self.net.scope(SETUP), self.clock.measure(SETUP):
             own = secrets.token_bytes(SEED_BYTES)
+            self._source.prepare()
             self.net.send(self._peer, own, tag=_SETUP_TAG)
             theirs = bytes(self.net.recv(self._peer, tag=_SETUP_TAG, expect=(bytes, (SEED_BYTES,))))
             self._common = Prg(agree(*((own, theirs) if self.rank == 0 else (theirs, own))), self._ledger)
@@ -112,7 +117,9 @@ class Evaluator:
     def _open(
         self, index: int, step: Step, name: str, shape: tuple[int, ...], value: Share | None
     ) -> StaticOperand:
-        """Party 0 masks its operand and sends the difference."""
+        """Party 0 masks its operand and sends the difference, unless transfers will hide it as it is."""
+        if isinstance(self._source, ObliviousSource):
+            return self._keep(index, step, name, shape, value)
         if value is None:
             opened = np.asarray(self.net.recv(SERVER, tag=_SETUP_TAG, expect=(self.ring.dtype, shape)))
             return StaticOperand(step.spread({name: opened})[name], None)
@@ -120,6 +127,18 @@ class Evaluator:
         opened = value - mask
         self.net.send(CLIENT, opened, tag=_SETUP_TAG)
         return StaticOperand(step.spread({name: opened})[name], step.spread({name: mask})[name])
+
+    def _keep(
+        self, index: int, step: Step, name: str, shape: tuple[int, ...], value: Share | None
+    ) -> StaticOperand:
+        """The operand as its own mask: the opened difference is zero, and nothing is sent."""
+        opened = step.spread({name: np.zeros(shape, self.ring.dtype)})[name]
+        if value is None:
+            return StaticOperand(opened, None)
+        operand = step.spread({name: value})
+        assert isinstance(self._source, ObliviousSource)
+        self._source.keep(index, operand)
+        return StaticOperand(opened, operand[name])
 
     def infer(self, x: NDArray[Any] | None) -> NDArray[np.float64] | None:
         """One inference: party 1 passes inputs (batch, *input_shape); who is to have the result gets it."""

@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 
 from tradeoff.engines.transport import Endpoint
+from tradeoff.engines.transport.prg import SEED_BYTES, BlockLedger
 from tradeoff.engines.two_party.correlations import Correlation
 from tradeoff.engines.two_party.errors import OfflineExhausted, PoolMismatch, PoolReused
 from tradeoff.engines.two_party.offline import Corrections, Generator, Source, correlations
-from tradeoff.engines.two_party.prg import SEED_BYTES, BlockLedger
 from tradeoff.engines.two_party.program import Program
 
 _MAGIC = b"TDPOOL1\n"

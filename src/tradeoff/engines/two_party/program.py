@@ -13,7 +13,6 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tradeoff.core.errors import DataError
 from tradeoff.engines.two_party.sharing import Ring
 from tradeoff.engines.two_party.steps import Step
 from tradeoff.nn.plan import Plan, dumps, loads
@@ -37,6 +36,8 @@ class Options:
         split: activations whose powers are truncated one by one, because the whole polynomial may not fit.
         output: ``logits`` or ``argmax``.
         reveal_to: who gets the result.
+        integer_bits: of private weights and coefficients, sign included: they lie below 2^(integer_bits - 1)
+            (public; as many oblivious transfers a weight as it has bits).
     """
 
     ring_bits: int = 64
@@ -48,6 +49,7 @@ class Options:
     split: tuple[str, ...] = ()
     output: Literal["logits", "argmax"] = "logits"
     reveal_to: Receiver = "client"
+    integer_bits: int = 4
 
     def __post_init__(self) -> None:
         allowed = {
@@ -66,6 +68,8 @@ class Options:
         if self.weights == "public" and self.coefficients == "private":
             raise ValueError("public weights go with public coefficients")
         Ring(self.ring_bits, self.frac_bits)  # raises on bad numbers
+        if not 1 <= self.integer_bits <= self.ring_bits:
+            raise ValueError(f"integer_bits lies in 1..{self.ring_bits}, not {self.integer_bits}")
 
     @property
     def ring(self) -> Ring:
@@ -172,16 +176,7 @@ class Program:
         Raises:
             DataError (a ValueError): another shape or dtype, an empty batch, NaN or infinity.
         """
-        x = np.asarray(x)
-        if x.dtype.kind not in "biuf":
-            raise DataError(f"inputs are real numbers, not {x.dtype}")
-        x = x.astype(np.float64)
-        if x.shape[1:] != self.plan.input_shape or x.ndim != len(self.plan.input_shape) + 1 or not len(x):
-            wanted = ", ".join(map(str, ("images", *self.plan.input_shape)))
-            raise DataError(f"inputs have shape ({wanted}), at least one image, not {x.shape}")
-        if not np.isfinite(x).all():
-            raise DataError("the input holds NaN or infinity")
-        return x
+        return self.plan.check_input(x)
 
 
 def require_batch(batch: int) -> int:

@@ -18,7 +18,7 @@ polynomial rides in the rounds of a comparison.
 """
 
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Protocol as Interface
 
 import numpy as np
@@ -58,20 +58,17 @@ class Channel(Interface):
 
 @dataclass(frozen=True)
 class Traffic:
-    """What one party sends, in payload bytes, and the rounds it takes."""
+    """What one party sends and receives, in payload bytes, and the rounds it takes; ``offline`` comes in."""
 
     rounds: int = 0
     sent: int = 0
     received: int = 0
     offline: int = 0
+    offline_sent: int = 0
+    offline_rounds: int = 0
 
     def __add__(self, other: "Traffic") -> "Traffic":
-        return Traffic(
-            self.rounds + other.rounds,
-            self.sent + other.sent,
-            self.received + other.received,
-            self.offline + other.offline,
-        )
+        return Traffic(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
 
 
 def traffic(groups: Sequence[Group], party: int) -> Traffic:

@@ -5,31 +5,23 @@ For parties on hosts of their own see :mod:`tradeoff.engines.two_party.commands`
 
 from __future__ import annotations
 
-import ctypes
-import os
 import tempfile
-import threading
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
-from multiprocessing import Pipe
-from multiprocessing.connection import Connection, wait
+from dataclasses import replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tradeoff.core import native
 from tradeoff.core.errors import EngineError
 from tradeoff.engines.transport import (
     Endpoint,
     LinkShaper,
-    LocalCluster,
-    PeerTimeout,
     Report,
     Row,
     SimNet,
@@ -37,68 +29,18 @@ from tradeoff.engines.transport import (
     measured_row,
     profile,
 )
+from tradeoff.engines.transport.crew import Crew, Launch, keep_freed_memory, local_launch, simulated_launch
 from tradeoff.engines.two_party.offline import DEALER, Source, dealt_source, insecure_source, run_dealer
+from tradeoff.engines.two_party.ot import ObliviousSource
 from tradeoff.engines.two_party.party import CLIENT, SERVER, SETUP, Evaluator, announce_batch, learn_batch
 from tradeoff.engines.two_party.pool import open_pool
 from tradeoff.engines.two_party.program import Program, Receiver, require_batch
-from tradeoff.nn.plan import Plan
 
-Offline = Literal["dealer", "file", "insecure-local"]
-_GRACE = 10.0
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+Offline = Literal["dealer", "file", "ot", "insecure-local"]
 
 
 class InsecureOffline(UserWarning):
     """A computing party makes the correlated randomness, so nothing is hidden from it."""
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """How close encrypted results are to the plaintext network's.
-
-    Attributes:
-        largest, mean: absolute difference of logits.
-        labels: fraction of images with the same label.
-        decided: the same among images whose two largest logits differ by more than ``gap``.
-        undecided: how many images are closer than that.
-    """
-
-    largest: float
-    mean: float
-    labels: float
-    decided: float
-    undecided: int
-    gap: float
-
-
-def agreement(
-    network: Plan | Program, x: NDArray[Any], outputs: NDArray[Any], *, gap: float = 2.0**-8
-) -> Agreement:
-    """Compare logits of an encrypted run with the float64 plaintext network.
-
-    Args:
-        network: the plan or program, with weights.
-        x: inputs (images, *input_shape).
-        outputs: what :meth:`Session.infer` gave, (images, classes).
-        gap: images whose two largest logits are closer than this may flip by rounding.
-    """
-    plan = network.plan if isinstance(network, Program) else network
-    expected = plan.evaluate(x)
-    outputs = np.asarray(outputs, np.float64)
-    if outputs.shape != expected.shape or expected.ndim != 2:
-        raise ValueError(f"logits have shape {expected.shape}, not {outputs.shape}")
-    difference = np.abs(outputs - expected)
-    same = outputs.argmax(axis=1) == expected.argmax(axis=1)
-    top = np.sort(expected, axis=1)
-    decided = top[:, -1] - top[:, -2] > gap if expected.shape[1] > 1 else np.ones(len(expected), bool)
-    return Agreement(
-        float(difference.max()),
-        float(difference.mean()),
-        float(same.mean()),
-        float(same[decided].mean()) if decided.any() else 1.0,
-        int((~decided).sum()),
-        gap,
-    )
 
 
 class Session:
@@ -116,15 +58,15 @@ class Session:
 
     def __init__(
         self,
-        start: Callable[[int, Callable[..., Any], list[tuple[Any, ...]], str], _Parties],
+        start: Launch,
         *,
         offline: Offline,
         pool: Path | None,
         link: str,
         emulator: str,
     ) -> None:
-        if offline not in ("dealer", "file", "insecure-local"):
-            raise ValueError(f"offline is dealer, file or insecure-local, not {offline!r}")
+        if offline not in get_args(Offline):
+            raise ValueError(f"offline is one of {', '.join(get_args(Offline))}, not {offline!r}")
         if (offline == "file") != (pool is not None):
             raise ValueError("a pool folder goes with offline='file'")
         if offline == "insecure-local":
@@ -154,30 +96,15 @@ class Session:
         """Parties as processes of this host, over TCP.
 
         Args:
-            offline: ``dealer``: a third process; ``file``: a pool written before; ``insecure-local``: for
-                tests.
+            offline: ``dealer``: a third process; ``file``: a pool written before; ``ot``: no third party, by
+                oblivious transfer; ``insecure-local``: for tests.
             net: emulated link: ``loopback``, ``lan``, ``wan``, ``pasnet`` or a :class:`LinkShaper`.
             pool: folder of the pool.
             tls: also between processes of this host.
             recv_timeout: seconds after which a silent peer is given up.
         """
         link = profile(net)
-
-        def start(
-            n: int, target: Callable[..., Any], per_party: list[tuple[Any, ...]], digest: str
-        ) -> _Parties:
-            cluster = LocalCluster(
-                n,
-                partial(_beside_the_peer, target),
-                per_party=per_party,
-                tls=tls,
-                link=link,
-                recv_timeout=recv_timeout,
-                program=digest,
-                import_main=False,
-            )
-            return cluster.start()
-
+        start = local_launch(link, computing=2, tls=tls, recv_timeout=recv_timeout)
         emulator = "none" if link.start() is None else "in-process shaper"
         folder = None if pool is None else Path(pool)
         return cls(start, offline=offline, pool=folder, link=link.name, emulator=emulator)
@@ -199,15 +126,7 @@ class Session:
             watch: called with every net before it runs, for tests that look at its traffic.
         """
         link = profile(net)
-
-        def start(
-            n: int, target: Callable[..., Any], per_party: list[tuple[Any, ...]], digest: str
-        ) -> _Parties:
-            sim = SimNet(n, link=link, recv_timeout=recv_timeout)
-            if watch is not None:
-                watch(sim)
-            return _Threads(sim, target, per_party)
-
+        start = simulated_launch(link, recv_timeout=recv_timeout, watch=watch)
         folder = None if pool is None else Path(pool)
         return cls(start, offline=offline, pool=folder, link=link.name, emulator="threads of one process")
 
@@ -247,7 +166,7 @@ class Session:
             part = x[start : start + size]
             filled = np.zeros((size, *x.shape[1:]))
             filled[: len(part)] = part
-            answers = running.ask({SERVER: ("infer", None), CLIENT: ("infer", filled)})
+            answers = running.crew.ask({SERVER: ("infer", None), CLIENT: ("infer", filled)})
             result = answers[CLIENT][0] if reveal_to != "server" else answers[SERVER][0]
             results.append(result[: len(part)])
             for rank, (_, report) in answers.items():
@@ -273,7 +192,7 @@ class Session:
         program = program.with_options(reveal_to=reveal_to, output=output)
         running = self._prepared(program, require_batch(batch))
         began = time.perf_counter()
-        running.ask({SERVER: ("fetch", None), CLIENT: ("fetch", None)})
+        running.crew.ask({SERVER: ("fetch", None), CLIENT: ("fetch", None)})
         return time.perf_counter() - began
 
     def report(self, party: int = CLIENT) -> Report:
@@ -289,8 +208,7 @@ class Session:
     @property
     def pids(self) -> list[int]:
         """Process ids of the running parties: model owner, data owner, dealer."""
-        parties = self._running.parties if self._running else None
-        return parties.pids if isinstance(parties, LocalCluster) else []
+        return self._running.crew.pids if self._running else []
 
     def close(self) -> None:
         """End the parties."""
@@ -318,130 +236,36 @@ class Session:
         return self._running
 
 
-class _Parties(Protocol):
-    """What :class:`LocalCluster` and :class:`_Threads` have in common."""
-
-    @property
-    def outcomes(self) -> list[Any]: ...
-
-    def wait(self, timeout: float | None = None) -> list[Any]: ...
-
-    def stop(self) -> None: ...
-
-
-class _Threads:
-    """Parties of a :class:`SimNet` in the background."""
-
-    def __init__(self, net: SimNet, target: Callable[..., Any], per_party: list[tuple[Any, ...]]) -> None:
-        self._net = net
-        self._error: BaseException | None = None
-        self._results: list[Any] = []
-        self._thread = threading.Thread(target=self._run, args=(target, per_party), daemon=True)
-        self._thread.start()
-
-    def _run(self, target: Callable[..., Any], per_party: list[tuple[Any, ...]]) -> None:
-        try:
-            self._results = self._net.run(target, per_party=per_party)
-        except BaseException as error:  # noqa: BLE001 - carried to the caller of wait()
-            self._error = error
-
-    def wait(self, timeout: float | None = None) -> list[Any]:
-        self._thread.join(timeout)
-        if self._thread.is_alive():
-            raise TimeoutError("parties still run")
-        if self._error is not None:
-            raise self._error
-        return self._results
-
-    @property
-    def outcomes(self) -> list[Any]:
-        return self._results
-
-    def stop(self) -> None:
-        self._thread.join(_GRACE)
-
-
 class _Running:
-    """The parties of one program, and the pipes through which they are told what to do."""
+    """The parties of one program."""
 
     def __init__(
-        self,
-        program: Program,
-        batch: int,
-        start: Callable[..., _Parties],
-        offline: Offline,
-        pool: Path | None,
+        self, program: Program, batch: int, start: Launch, offline: Offline, pool: Path | None
     ) -> None:
         self._program = program
         self._batch = batch
-        self.failed = False
         self._folder = tempfile.TemporaryDirectory(prefix="tradeoff-session-")
         folders = [Path(self._folder.name) / name for name in ("server", "client", "dealer")]
         program.save(folders[SERVER])
         for folder in folders[1:]:
             program.public().save(folder)
+        arguments = [(folder, batch, offline, pool) for folder in folders]
         n = 3 if offline == "dealer" else 2
-        pairs = [Pipe() for _ in range(2)]
-        self._pipes = [ours for ours, _ in pairs]
-        theirs: list[Connection | None] = [pair[1] for pair in pairs]
-        arguments = [
-            (pipe, folder, batch, offline, pool)
-            for pipe, folder in zip([*theirs, None], folders, strict=True)
-        ][:n]
         try:
-            self.parties = start(n, serve_commands, arguments, program.digest)
+            self.crew = Crew(start, serve_commands, arguments[:n], (SERVER, CLIENT), program.digest)
         except BaseException:
             self._folder.cleanup()
             raise
-        if isinstance(self.parties, LocalCluster):
-            for pipe in theirs:
-                assert pipe is not None
-                pipe.close()
 
     def serves(self, program: Program, batch: int) -> bool:
         """Whether these parties can run it: the same network, weights included, options and batch size."""
         same = program.plan is self._program.plan and program.options == self._program.options
-        return same and batch == self._batch and not self.failed
-
-    def ask(self, commands: dict[int, tuple[str, Any]]) -> dict[int, Any]:
-        """Give both parties a command and wait for their answers.
-
-        Raises:
-            The root cause if one of them failed.
-        """
-        try:
-            for rank, command in commands.items():
-                self._pipes[rank].send(command)
-            answers: dict[int, Any] = {}
-            while len(answers) < len(commands):
-                pending = {self._pipes[rank]: rank for rank in commands if rank not in answers}
-                for pipe in wait(list(pending)):
-                    assert isinstance(pipe, Connection)
-                    answers[pending[pipe]] = pipe.recv()
-            return answers
-        except (EOFError, OSError):
-            self.failed = True
-            self._raise_cause()
-            raise EngineError("a party ended before it answered") from None
-
-    def _raise_cause(self) -> None:
-        """Wait for the parties, which have deadlines of their own, and raise what went wrong first."""
-        try:
-            self.parties.wait(_GRACE)
-        except TimeoutError:  # a party that is stopped says nothing: the others know
-            errors = [outcome for outcome in self.parties.outcomes if isinstance(outcome, Exception)]
-            if errors:
-                raise min(errors, key=lambda error: not isinstance(error, PeerTimeout)) from None
-            raise
+        return same and batch == self._batch and not self.crew.failed
 
     def close(self) -> None:
-        for pipe in self._pipes:
-            pipe.close()
         try:
-            if not self.failed:
-                self.parties.wait(_GRACE)
+            self.crew.close()
         finally:
-            self.parties.stop()
             self._folder.cleanup()
 
 
@@ -476,38 +300,24 @@ def serve_commands(
         evaluator.finish()
 
 
-def _beside_the_peer(target: Callable[..., Any], *arguments: Any) -> None:
-    """Be one of two parties that compute at the same time on this host: take half of its cores."""
-    os.environ["OMP_NUM_THREADS"] = str(max(1, native.threads() // 2))
-    target(*arguments)
-
-
-def keep_freed_memory() -> None:
-    """Let a party's process keep the memory of one tensor for the next; faulting it in again costs a third.
-
-    Where the C library is not glibc nothing happens.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return
-    mallopt(_M_TRIM_THRESHOLD, 1 << 30)
-    mallopt(_M_MMAP_THRESHOLD, 1 << 25)
-
-
-def make_source(net: Endpoint, program: Program, batch: int, offline: Offline, pool: Path | None) -> Source:
+def make_source(
+    net: Endpoint, program: Program, batch: int, offline: Offline, pool: Path | None
+) -> Source | ObliviousSource:
     """A party's source of correlated randomness."""
     if offline == "dealer":
         return dealt_source(net)
     if offline == "file":
         assert pool is not None
         return open_pool(net, program, batch, pool)
+    if offline == "ot":
+        return ObliviousSource(net, program)
     return insecure_source(net, program, batch)
 
 
 def operator_row(stats: Stats, seconds: dict[str, float], operator: str, kind: str, party: int) -> Row:
     """What an operator cost a computing party."""
-    return measured_row(stats, seconds, operator, kind, peers=(1 - party,), dealer=DEALER)
+    dealer = DEALER if stats.total(peer=DEALER).messages_received else 1 - party
+    return measured_row(stats, seconds, operator, kind, peers=(1 - party,), dealer=dealer)
 
 
 class Metered:

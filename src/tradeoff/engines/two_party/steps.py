@@ -25,6 +25,7 @@ from tradeoff.engines.two_party.correlations import Fields
 from tradeoff.engines.two_party.protocol import CHUNK, IN_FLIGHT, Group, Lane, Rounds, chunks
 from tradeoff.engines.two_party.sharing import Ring, Share, padded
 from tradeoff.engines.two_party.truncation import Truncation, truncate, truncate_locally
+from tradeoff.nn.plan import windows
 
 if TYPE_CHECKING:
     from tradeoff.engines.two_party.party import Evaluator
@@ -96,6 +97,7 @@ class LinearMap(Step):
         weight, bias: encoded; None where this party must not know them. The bias has the result's fractional
             bits and broadcasts over the batch.
         private: whether the weight is multiplied in shared form.
+        weight_bits: of the weight in two's complement.
     """
 
     map: BilinearMap
@@ -104,13 +106,15 @@ class LinearMap(Step):
     bias: Share | None
     private: bool
     input_shape: Shape
+    weight_bits: int
 
     kind: ClassVar[str] = "linear"
 
     def groups(self, batch: int) -> list[Group]:
         if not self.private:
             return []
-        return [((StaticTriple(self.ring, self.map, (batch, *self.input_shape), self.weight_shape),),)]
+        left = (batch, *self.input_shape)
+        return [((StaticTriple(self.ring, self.map, left, self.weight_shape, self.weight_bits),),)]
 
     @property
     def static_shapes(self) -> dict[str, Shape]:
@@ -205,6 +209,7 @@ class Activation(Step):
         private: whether coefficients of degree 1 and up are multiplied in shared form.
         fused: whether the whole polynomial stays below 2^(L-2-3f), so that it needs a single truncation.
         shift: fractional bits to drop from the input.
+        coefficient_bits: of private coefficients in two's complement.
     """
 
     mask: NDArray[np.bool_]
@@ -215,6 +220,7 @@ class Activation(Step):
     fused: bool
     shift: int
     radix: int
+    coefficient_bits: int
 
     kind: ClassVar[str] = "activation"
 
@@ -256,13 +262,14 @@ class Activation(Step):
         count = images * positions
         last = Truncation(self.ring, count, self._result_frac - self.ring.frac_bits)
         if self.single:
-            return (Quadratic(self.ring, (images, positions), self.shift, self.private), last)
+            shape = (images, positions)
+            return (Quadratic(self.ring, shape, self.shift, self.private, self.coefficient_bits), last)
         lane = powers_lane(self.ring, count, self.shift, self.degree)
         if self.identity:
             return lane
         if self.private:
             shapes = (self.degree, images, positions), (self.degree, 1, positions)
-            lane += (StaticTriple(self.ring, Elementwise(), *shapes),)
+            lane += (StaticTriple(self.ring, Elementwise(), *shapes, self.coefficient_bits),)
         return (*lane, last)
 
     def groups(self, batch: int) -> list[Group]:
@@ -405,18 +412,18 @@ class MaxPool(Step):
         count = batch * prod(self.shape)
         return [
             group
-            for pairs in pooling.levels(prod(self.kernel))
+            for pairs in windows.levels(prod(self.kernel))
             for group in _chunked(pairs * count, lambda n: Comparison(self.ring, n, self.radix))
         ]
 
     def _windows(self, x: Share, pad: int) -> list[Share]:
-        return pooling.windows(x, self.kernel, self.stride, self.padding, self.dilation, pad)
+        return windows.windows(x, self.kernel, self.stride, self.padding, self.dilation, pad)
 
     def run(self, party: Evaluator, *inputs: Share) -> Share:
         outside = -(1 << (self.ring.bits - 3)) % (1 << self.ring.bits) if party.rank == 0 else 0
         candidates = np.stack(self._windows(inputs[0], outside))
         groups = iter(self.groups(len(inputs[0])))
-        for pairs in pooling.levels(len(candidates)):
+        for pairs in windows.levels(len(candidates)):
             a, b = candidates[0 : 2 * pairs : 2], candidates[1 : 2 * pairs : 2]
             level = [next(groups) for _ in chunks(a.size)]
             winners = b + _compare(party, level, a - b)
@@ -444,7 +451,7 @@ class SumPool(Step):
         return self._sum(inputs[0])
 
     def _sum(self, x: Share) -> Share:
-        taps = pooling.windows(x, self.kernel, self.stride, self.padding, (1,) * len(self.kernel), 0)
+        taps = windows.windows(x, self.kernel, self.stride, self.padding, (1,) * len(self.kernel), 0)
         result = taps[0].copy()
         for tap in taps[1:]:
             result += tap
@@ -512,7 +519,7 @@ class ArgMax(Step):
     kind: ClassVar[str] = "argmax"
 
     def groups(self, batch: int) -> list[Group]:
-        pairs = pooling.levels(self.features)
+        pairs = windows.levels(self.features)
         return [
             (pooling.argmax_lane(self.ring, self.radix, batch, count, first=i == 0),)
             for i, count in enumerate(pairs)

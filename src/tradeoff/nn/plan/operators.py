@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from tradeoff.core.errors import DataError
 from tradeoff.nn.plan.errors import PlanError
 
 Shape = tuple[int, ...]
@@ -418,6 +419,23 @@ class Plan:
         from tradeoff.nn.plan.reference import evaluate
 
         return evaluate(self, x)
+
+    def check_input(self, x: NDArray[Any]) -> Floats:
+        """Inputs as float64 of shape (batch, *input_shape).
+
+        Raises:
+            DataError (a ValueError): another shape or dtype, an empty batch, NaN or infinity.
+        """
+        x = np.asarray(x)
+        if x.dtype.kind not in "biuf":
+            raise DataError(f"inputs are real numbers, not {x.dtype}")
+        x = x.astype(np.float64)
+        if x.shape[1:] != self.input_shape or x.ndim != len(self.input_shape) + 1 or not len(x):
+            wanted = ", ".join(map(str, ("images", *self.input_shape)))
+            raise DataError(f"inputs have shape ({wanted}), at least one image, not {x.shape}")
+        if not np.isfinite(x).all():
+            raise DataError("the input holds NaN or infinity")
+        return x
 
     def public(self) -> dict[str, Any]:
         """The structure that every party knows, as JSON: names, shapes, settings, masks (as SHA-256)."""

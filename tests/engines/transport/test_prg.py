@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tradeoff.core.errors import MissingExtra
-from tradeoff.engines.two_party.prg import BlockLedger, BlockReuse, Prg, agree
+from tradeoff.engines.transport.prg import BlockLedger, BlockReuse, Prg, agree
 
 ciphers = pytest.importorskip("cryptography.hazmat.primitives.ciphers", reason="extra 'private' is missing")
 
