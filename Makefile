@@ -50,6 +50,7 @@ studies: .venv/test
 bench: .venv/test
 	.venv/bin/python benchmarks/ring.py
 	.venv/bin/python benchmarks/transport.py
+	.venv/bin/python benchmarks/autorep.py
 	.venv/bin/python benchmarks/two_party.py
 	.venv/bin/python benchmarks/spmm.py
 	.venv/bin/python benchmarks/maxk.py

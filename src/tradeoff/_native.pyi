@@ -107,7 +107,13 @@ def cut_blocks(
 def huge_empty(bytes: int) -> NDArray[uint8]: ...
 def address(array: object) -> int: ...
 def sparse_spmm(
-    indptr: _Offsets, indices: NDArray[int32], values: _Floats | None, x: _Floats, y: _Floats, threads: int
+    indptr: _Offsets,
+    indices: NDArray[int32],
+    values: _Floats | None,
+    x: _Floats,
+    y: _Floats,
+    order: _Order | None,
+    threads: int,
 ) -> None: ...
 def sparse_sddmm(
     indptr: _Offsets, indices: NDArray[int32], y: _Floats, x: _Floats, dots: _Floats, threads: int

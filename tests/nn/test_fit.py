@@ -1,6 +1,8 @@
 """The training loop: it learns, schedules are right, and an interrupted run goes on bit for bit."""
 
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ import torch
 from torch import nn
 
 from tradeoff.data import images
+from tradeoff.nn.checkpoint import CheckpointInUse
 from tradeoff.nn.fit import (
     Callback,
     CheckpointMismatch,
@@ -95,6 +98,38 @@ def test_interrupted_run_goes_on_bit_for_bit(digits, tmp_path: Path, stop, optio
         assert torch.equal(tensor, resumed.state_dict()[name]), name
     assert again.column("loss") == history.column("loss")
     assert again.column("validation_accuracy") == history.column("validation_accuracy")
+
+
+def test_two_processes_do_not_train_with_one_checkpoint(digits, tmp_path: Path):
+    config, path = FitConfig(epochs=1, batch_size=100), tmp_path / "fit.safetensors"
+    hold = "import sys, pathlib; from tradeoff.nn.checkpoint import hold_checkpoint\n"
+    hold += "with hold_checkpoint(pathlib.Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    other = subprocess.Popen(
+        [sys.executable, "-c", hold, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(CheckpointInUse, match=r"another process is training with .*fit\.safetensors"):
+            fit(network(), digits.train, None, config, checkpoint=path)
+    finally:
+        other.kill()
+        other.communicate()
+    fit(network(), digits.train, None, config, checkpoint=path)  # a killed process holds nothing
+    assert path.exists()
+
+
+def test_random_layers_follow_the_seed_and_leave_torchs_generator_alone(digits):
+    config, results = FitConfig(steps=4, batch_size=100, seed=5), []
+    for start in (1, 2):
+        torch.manual_seed(start)
+        before = torch.get_rng_state()
+        model = network(dropout=0.5)
+        torch.set_rng_state(before)
+        fit(model, digits.train, None, config)
+        assert torch.equal(torch.get_rng_state(), before)
+        results.append(model[5].weight)
+    assert torch.equal(*results)
 
 
 def test_finished_run_is_not_repeated(digits, tmp_path: Path):

@@ -108,5 +108,18 @@ def test_weights_without_batch_counters_load(tmp_path):
     from safetensors.torch import save_file
 
     model, path = build("pair_cnn", 10, (1, 8, 8)), tmp_path / "w.safetensors"
+    for p in model.parameters():
+        p.data.fill_(0.5)
     save_file({k: v for k, v in model.state_dict().items() if not k.endswith("tracked")}, path)
     load_weights(build("pair_cnn", 10, (1, 8, 8)), path)
+
+
+def test_weights_that_are_not_numbers_are_refused_by_name(tmp_path):
+    network = build("small_cnn", 10, (1, 8, 8))
+    for p in network.parameters():
+        p.data.fill_(0.5)
+    next(network.parameters()).data.view(-1)[3] = float("nan")
+    name = next(iter(dict(network.named_parameters())))
+    save_weights(network, tmp_path / "nan.safetensors")
+    with pytest.raises(ArchMismatch, match=f"NaN or infinity in {name}"):
+        load_weights(build("small_cnn", 10, (1, 8, 8)), tmp_path / "nan.safetensors")

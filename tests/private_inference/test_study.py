@@ -140,6 +140,8 @@ def test_recipes_list_the_cells_that_the_claims_need() -> None:
     for change, message in (
         ("variants.autorep=[-1]", "greater than or equal to 0"),
         ("variants.autorep=[true]", "valid integer"),
+        ("variants.autorep=[82, 82]", r"variants\.autorep lists a budget twice"),
+        ("data=digit-pair", "did you mean 'digit-pairs'"),
         ("arch=resnet81", "'resnet81' is none of resnet18"),
         ("finetuning={epochs: 3}", "both have steps, or both epochs"),
     ):

@@ -208,6 +208,15 @@ def test_divergence_names_the_site_and_the_channel(fresh: nn.Module, pairs: Imag
     assert caught.value.c2 == 1.0
 
 
+@pytest.mark.parametrize("weight", [1e30, float("nan")])
+def test_fitted_polynomials_name_the_channel_that_diverges(fresh: nn.Module, pairs, weight: float) -> None:
+    method = AutoReP(fresh, 0, SHAPE)
+    with torch.no_grad():
+        method.network.get_submodule("bn2").weight[3] = weight
+    with pytest.raises(PolynomialDivergence, match="relu2, channel 3"):
+        method.fit(pairs.train, None, phases()[0])
+
+
 def test_weight_decay_spares_scores_and_coefficients(fresh: nn.Module) -> None:
     method = AutoReP(fresh, 100, SHAPE)
     groups = method._parameter_groups(FitConfig(steps=1, weight_decay=0.1), None)

@@ -24,6 +24,21 @@ LOADERS: dict[str, Callable[[Path | None], ImageData]] = {
 """Name -> loader, which is given the local root where there is one."""
 
 
+def check_name(name: str) -> None:
+    """Check that :func:`load` knows the name, or that it is a folder, without reading any data.
+
+    Raises:
+        DataError: it is neither; the message gives the nearest name.
+    """
+    if name in LOADERS or Path(name).is_dir():
+        return
+    nearest = difflib.get_close_matches(name, LOADERS, n=1, cutoff=0.0)[0]
+    raise DataError(
+        f"no data set or folder {name!r}; did you mean {nearest!r}? There are: {', '.join(LOADERS)}, "
+        "and any folder with one subfolder of images per class"
+    )
+
+
 def load(name: str, root: Path | str | None = None) -> ImageData:
     """A data set with disjoint train, validation and test splits.
 
@@ -36,12 +51,5 @@ def load(name: str, root: Path | str | None = None) -> ImageData:
     """
     root = root or os.environ.get("TRADEOFF_DATA") or None
     local = Path(root) if root is not None else None
-    if name in LOADERS:
-        return LOADERS[name](local)
-    if Path(name).is_dir():
-        return load_folder(Path(name))
-    nearest = difflib.get_close_matches(name, LOADERS, n=1, cutoff=0.0)[0]
-    raise DataError(
-        f"no data set or folder {name!r}; did you mean {nearest!r}? There are: {', '.join(LOADERS)}, "
-        "and any folder with one subfolder of images per class"
-    )
+    check_name(name)
+    return LOADERS[name](local) if name in LOADERS else load_folder(Path(name))

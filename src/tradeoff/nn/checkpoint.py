@@ -6,12 +6,14 @@ Nothing is pickled, and the file is replaced in one rename: a kill at any moment
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import torch
+from filelock import FileLock, Timeout
 from safetensors.torch import save
 from torch import Tensor
 
@@ -21,6 +23,33 @@ from tradeoff.core.files import read_json, write_json
 
 class CheckpointMismatch(TradeoffError, ValueError):
     """A checkpoint is corrupt, or belongs to another training."""
+
+
+class CheckpointInUse(TradeoffError, RuntimeError):
+    """Another process is writing this checkpoint."""
+
+
+@contextmanager
+def hold_checkpoint(path: Path) -> Iterator[None]:
+    """Keep other processes from training with the same checkpoint while the block runs.
+
+    The claim is a locked file beside it, which the operating system frees however this process ends.
+
+    Raises:
+        CheckpointInUse: another process holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise CheckpointInUse(
+            f"another process is training with {path}; wait for its end, or give another folder"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def save_checkpoint(path: Path, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:

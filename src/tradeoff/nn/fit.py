@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from tradeoff.core.errors import TradeoffError
 from tradeoff.nn.augment import crop_and_flip, progressive_scale, resize
-from tradeoff.nn.checkpoint import CheckpointMismatch, load_checkpoint, save_checkpoint
+from tradeoff.nn.checkpoint import CheckpointMismatch, hold_checkpoint, load_checkpoint, save_checkpoint
 from tradeoff.nn.lookahead import Lookahead
 from tradeoff.nn.optimization import Schedule, learning_rate, make_optimizer
 
@@ -38,6 +38,7 @@ __all__ = [
     "FitState",
     "History",
     "TrainingDiverged",
+    "augment",
     "evaluate",
     "fit",
 ]
@@ -81,7 +82,7 @@ class FitConfig(BaseModel):
     epochs: int | None = Field(default=None, ge=0)
     steps: int | None = Field(default=None, ge=0)
     batch_size: int = Field(default=128, ge=1)
-    optimizer: Literal["sgd", "adam"] = "sgd"
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     learning_rate: float = Field(default=0.1, gt=0)
     final_learning_rate: float = Field(default=0.0, ge=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)
@@ -156,6 +157,9 @@ class Callback:
 
     def on_step_begin(self, state: FitState) -> None: ...
 
+    def on_gradients(self, state: FitState) -> None:
+        """Between the backward pass and the optimizer's step, where gradients may be changed."""
+
     def on_step_end(self, state: FitState) -> None: ...
 
     def on_epoch_end(self, state: FitState) -> None: ...
@@ -208,8 +212,9 @@ def fit(
         loss: ``loss(model, inputs, targets)`` gives a scalar; cross-entropy when not given. Call the
             model that is passed, not one captured from outside, or processes do not share gradients.
         parameter_groups: mappings with ``params`` and any of ``learning_rate``, ``final_learning_rate``,
-            ``weight_decay``, ``momentum``, ``schedule``, which replace the configuration's. Parameters
-            of the model that no group lists are trained with the configuration's own values.
+            ``weight_decay``, ``momentum``, ``schedule``, which replace the configuration's, and of Adam
+            ``betas`` and ``eps``. Parameters of the model that no group lists are trained with the
+            configuration's own values.
         checkpoint: file to go on from if it exists, and to write while training.
 
     Returns:
@@ -217,6 +222,7 @@ def fit(
 
     Raises:
         TrainingDiverged: the loss is infinite or NaN.
+        CheckpointInUse: another process is training with ``checkpoint``.
         CheckpointMismatch: ``checkpoint`` belongs to another configuration, model or data size.
         ValueError: no training data, a parameter group that does not fit the model, a batch that does not
             divide over the processes, or a checkpoint together with FSDP.
@@ -225,6 +231,17 @@ def fit(
     return _Fit(
         accelerator, model, train, validation, config, loss, parameter_groups, callbacks, checkpoint
     ).run()
+
+
+def augment(inputs: Tensor, config: FitConfig, progress: float, generator: torch.Generator) -> Tensor:
+    """A batch of training inputs as the configuration wants it at ``progress`` (0 to 1) of the training."""
+    inputs = crop_and_flip(inputs, config.crop_padding, config.flip, generator)
+    if config.initial_scale < 1:
+        scale = progressive_scale(progress, config.initial_scale, config.full_size_fraction)
+        inputs = resize(inputs, scale)
+    if config.channels_last:
+        inputs = inputs.to(memory_format=torch.channels_last)
+    return inputs
 
 
 @torch.no_grad()
@@ -298,6 +315,13 @@ class _Fit:
         self.epoch_seconds = 0.0
 
     def run(self) -> History:
+        """Train to the end; with a checkpoint, as the only process that does so."""
+        if self.checkpoint is None or not self.accelerator.is_main_process:
+            return self._run()
+        with hold_checkpoint(self.checkpoint):
+            return self._run()
+
+    def _run(self) -> History:
         state = self.state
         if self.checkpoint is not None and self.checkpoint.exists():
             self._resume(self.checkpoint)
@@ -354,16 +378,13 @@ class _Fit:
     def _step(self, inputs: Tensor, targets: Tensor) -> None:
         state, config = self.state, self.config
         seed = self._seed(state.step)
-        torch.manual_seed(seed)
-        generator = torch.Generator().manual_seed(_mix(seed))
-        inputs = inputs.to(state.device, non_blocking=True)
-        inputs = crop_and_flip(inputs, config.crop_padding, config.flip, generator)
-        if config.initial_scale < 1:
-            progress = state.step / state.total_steps
-            scale = progressive_scale(progress, config.initial_scale, config.full_size_fraction)
-            inputs = resize(inputs, scale)
-        if config.channels_last:
-            inputs = inputs.to(memory_format=torch.channels_last)
+        _seed_device(state.device, seed)
+        inputs = augment(
+            inputs.to(state.device, non_blocking=True),
+            config,
+            state.step / state.total_steps,
+            torch.Generator().manual_seed(_mix(seed)),
+        )
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate(group, config, state.step, state.total_steps)
         for callback in self.callbacks:
@@ -373,6 +394,10 @@ class _Fit:
         self.accelerator.backward(loss)
         if config.clip_norm is not None:
             self.accelerator.clip_grad_norm_(self.parameters, config.clip_norm)
+        else:
+            self.accelerator.unscale_gradients()
+        for callback in self.callbacks:
+            callback.on_gradients(state)
         self.optimizer.step()
         if self.lookahead is not None:
             self.lookahead.step()
@@ -552,6 +577,13 @@ def _processes() -> int:
 
 def _rank() -> int:
     return int(os.environ.get("RANK", "0"))
+
+
+def _seed_device(device: torch.device, seed: int) -> None:
+    """Seed the host and the device that trains; ``torch.manual_seed`` would visit every kind of device."""
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
 
 
 def _mix(*numbers: int) -> int:

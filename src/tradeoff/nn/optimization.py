@@ -12,26 +12,28 @@ if TYPE_CHECKING:
 
 Schedule = Literal["constant", "cosine", "one_cycle"]
 
-_GROUP_KEYS = ("learning_rate", "final_learning_rate", "weight_decay", "momentum", "schedule")
-"""What a parameter group may replace of the configuration."""
+_CONFIG_KEYS = ("learning_rate", "final_learning_rate", "weight_decay", "momentum", "schedule")
+_ADAM_KEYS = ("betas", "eps")
+"""What a parameter group may replace of the configuration, and what it may give beyond for Adam."""
 
 
 def make_optimizer(
     model: nn.Module, config: "FitConfig", parameter_groups: Sequence[Mapping[str, Any]] | None
 ) -> torch.optim.Optimizer:
-    """SGD or Adam over the given groups and, with the configuration's own values, all other parameters.
+    """SGD, Adam or AdamW over the given groups and, with the configuration's values, all other parameters.
 
     Raises:
         ValueError: a group has an unknown key or a tensor that is no trained parameter of the model, or there
             is nothing to train.
     """
     trained = {id(p): p for p in model.parameters() if p.requires_grad}
+    keys = _CONFIG_KEYS if config.optimizer == "sgd" else (*_CONFIG_KEYS, *_ADAM_KEYS)
     groups = []
     for given in parameter_groups or ():
-        unknown = given.keys() - {"params", *_GROUP_KEYS}
+        unknown = given.keys() - {"params", *keys}
         if unknown:
             raise ValueError(
-                f"parameter group has unknown keys {sorted(unknown)}; known: params, {', '.join(_GROUP_KEYS)}"
+                f"parameter group has unknown keys {sorted(unknown)}; known: params, {', '.join(keys)}"
             )
         chosen = [given["params"]] if isinstance(given["params"], Tensor) else list(given["params"])
         if any(id(p) not in trained for p in chosen):
@@ -47,12 +49,14 @@ def make_optimizer(
         return torch.optim.SGD(
             groups, lr=config.learning_rate, momentum=config.momentum, nesterov=config.nesterov
         )
-    return torch.optim.Adam(groups, lr=config.learning_rate)
+    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+    return kind(groups, lr=config.learning_rate)
 
 
 def _group(parameters: list[Tensor], config: "FitConfig", given: Mapping[str, Any]) -> dict[str, Any]:
-    values = {key: given.get(key, getattr(config, key)) for key in _GROUP_KEYS}
+    values = {key: given.get(key, getattr(config, key)) for key in _CONFIG_KEYS}
     momentum = values["momentum"]
+    constants = {"betas": (momentum, 0.999), **{key: given[key] for key in _ADAM_KEYS if key in given}}
     return {
         "params": parameters,
         "lr": values["learning_rate"],
@@ -60,7 +64,7 @@ def _group(parameters: list[Tensor], config: "FitConfig", given: Mapping[str, An
         "final_lr": values["final_learning_rate"],
         "schedule": values["schedule"],
         "weight_decay": values["weight_decay"],
-        **({"momentum": momentum} if config.optimizer == "sgd" else {"betas": (momentum, 0.999)}),
+        **({"momentum": momentum} if config.optimizer == "sgd" else constants),
     }
 
 

@@ -55,6 +55,7 @@ def test_a_full_file_is_read(tmp_path):
 
 
 WRONG = {
+    "parties = " + "[" * 5000: "nested too deeply",
     'parties = ["a:1"]': "at least two parties",
     'parties = ["a:1", "b"]': "host:port",
     'parties = ["a:1", "b:70000"]': "host:port",

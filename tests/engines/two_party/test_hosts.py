@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -242,6 +243,13 @@ WRONG = {
         "refusing to talk in the clear to 192.0.2.1:7000",
     ),
     "unknown key": ("serve --program {program} --config {typo}", "did you mean parties?"),
+    "array that promises more than its file holds": (
+        "query --program {program}/public --config {config} --input {forged}",
+        "forged.npy as an .npy array",
+    ),
+    "options nested deeply": ("cost --program {nested}", "nested too deeply"),
+    "options of another type": ("cost --program {typed}", "ring_bits is '64'; expected a int"),
+    "more images than can be counted": ("cost --program {program} --batch 99999999999999", "1000000"),
     "dealer of two": ("dealer --program {program}/public --config {pair}", "three parties, not 2"),
 }
 
@@ -254,6 +262,12 @@ def test_wrong_input_is_one_line_and_status_2(
     program = two_party.Program.load(folder / "program")
     write_pool(tmp_path / "pool", program.public(), 1, 1)
     np.save(tmp_path / "wide.npy", np.zeros((1, 1, 9, 9)))
+    for kind, text in {"nested": "[" * 100_000, "typed": '{"ring_bits": "64"}'}.items():
+        shutil.copytree(folder / "program" / "public", tmp_path / kind)
+        (tmp_path / kind / "options.json").write_text(text)
+    with (tmp_path / "forged.npy").open("wb") as file:
+        shape = {"descr": "<f4", "fortran_order": False, "shape": (10**11, 1, 8, 8)}
+        np.lib.format.write_array_header_1_0(file, shape)
     addresses = [f"192.0.2.{i + 1}:7000" for i in range(3)]
     (tmp_path / "clear.toml").write_text(f"parties = {json.dumps(addresses)}\ninsecure = true\n")
     (tmp_path / "typo.toml").write_text(f"partys = {json.dumps(addresses)}\n")
@@ -265,6 +279,9 @@ def test_wrong_input_is_one_line_and_status_2(
         "certs": folder / "certs",
         "x": folder / "x.npy",
         "wide": tmp_path / "wide.npy",
+        "forged": tmp_path / "forged.npy",
+        "nested": tmp_path / "nested",
+        "typed": tmp_path / "typed",
         "pool": tmp_path / "pool",
         "out": tmp_path / "out",
     }

@@ -181,6 +181,8 @@ class Config:
             table = tomllib.loads(path.read_text("utf-8"))
         except FileNotFoundError:
             raise ConfigError(f"no configuration file {path}") from None
+        except RecursionError:
+            raise ConfigError(f"cannot read {path}: it is nested too deeply") from None
         except (OSError, ValueError) as error:
             raise ConfigError(f"cannot read {path}: {error}") from None
         try:

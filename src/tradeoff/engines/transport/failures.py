@@ -16,7 +16,7 @@ _CONSEQUENCES = (PeerLost, PeerTimeout, PeerAborted)
 
 def announce(error: BaseException) -> dict[str, Any]:
     """The contents of the ERROR frame for a local error: its class and whom it blames, never its text."""
-    peer = error.peer if isinstance(error, PeerError) else None
+    peer = error.peer if isinstance(error, PeerError | AuthError) else None
     return {"reason": type(error).__name__[:64], "peer": peer}
 
 
@@ -41,6 +41,8 @@ def understand(me: int, reporter: int, announced: dict[str, Any], seconds: float
         return lambda scope: PeerLost(peer, scope, f"party {reporter} says so")
     if reason == "PeerTimeout" and peer not in (None, me):
         return lambda scope: PeerTimeout(peer, seconds, scope)
+    if reason == "AuthError" and peer not in (None, me):
+        return lambda _: AuthError(f"party {reporter} refuses its certificate", peer)
     if reason == "AuthError":
         return lambda _: AuthError("it refuses our certificate", reporter)
     return lambda _: PeerAborted(reporter, str(reason))

@@ -27,6 +27,8 @@ app = typer.Typer(
 
 ProgramFolder = Annotated[Path, typer.Option("--program", help="Folder that `two-party compile` wrote.")]
 ConfigFile = Annotated[Path, typer.Option(help="TOML file: addresses of the parties, certificates, limits.")]
+MAX_BATCH = 1_000_000
+"""Images of one predicted inference: its rows take turns, so that the time to count them grows with it."""
 PoolFolder = Annotated[Path | None, typer.Option(help="Offline pool of this party, in place of a dealer.")]
 
 
@@ -153,7 +155,7 @@ def dealer(
 @app.command()
 def cost(
     program: ProgramFolder,
-    batch: Annotated[int, typer.Option(min=1)] = 1,
+    batch: Annotated[int, typer.Option(min=1, max=MAX_BATCH)] = 1,
     net: Annotated[str, typer.Option(help="loopback, lan, wan or pasnet.")] = "wan",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
@@ -241,13 +243,14 @@ def _load_images(path: Path) -> NDArray[Any]:
     from tradeoff.core.errors import DataError
 
     try:
-        array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        # Mapped first, so that a header that promises more than the file holds allocates nothing.
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError, OverflowError) as error:
         raise DataError(f"cannot read {path} as an .npy array: {error}") from None
     if not isinstance(array, np.ndarray):
         array.close()
         raise DataError(f"{path} holds several arrays; an .npy file holds one")
-    return array
+    return np.array(array)
 
 
 def _load_network(

@@ -241,7 +241,7 @@ class PoolFile:
         try:
             state = json.loads(self._state_path.read_text())
             valid = state["pool"] == self.identity.hex() and type(state["consumed"]) is int
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             valid = False
         if not valid or not state["consumed"] >= 0:
             raise PoolMismatch(f"{self._state_path} does not say how much of the pool is used")

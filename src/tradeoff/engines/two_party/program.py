@@ -83,6 +83,9 @@ class Options:
         split = document.get("split", [])
         if not isinstance(split, list) or not all(isinstance(name, str) for name in split):
             raise ValueError("split is a list of operator names")
+        for name, default in asdict(cls()).items():
+            if name != "split" and type(document.get(name, default)) is not type(default):
+                raise ValueError(f"{name} is {document[name]!r}; expected a {type(default).__name__}")
         return cls(**{**document, "split": tuple(split)})
 
     def to_json(self) -> dict[str, Any]:
@@ -157,10 +160,11 @@ class Program:
         options = folder / OPTIONS_FILE
         if options.stat().st_size > 1 << 20:
             raise ValueError(f"{options} is too large")
-        return cls(
-            loads((folder / PLAN_FILE).read_bytes()),
-            Options.from_json(json.loads(options.read_text("utf-8"))),
-        )
+        try:
+            document = json.loads(options.read_text("utf-8"))
+        except RecursionError:
+            raise ValueError(f"{options} is nested too deeply") from None
+        return cls(loads((folder / PLAN_FILE).read_bytes()), Options.from_json(document))
 
     def check_input(self, x: NDArray[Any]) -> NDArray[np.float64]:
         """Inputs as float64 of shape (batch, *input_shape).

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import safetensors
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -28,7 +29,8 @@ def load_weights(model: nn.Module, path: Path | str) -> None:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ArchMismatch: the file is not safetensors, or its names or shapes differ from the model's.
+        ArchMismatch: the file is not safetensors, or its names or shapes differ from the model's, or a
+            number in it is not finite.
     """
     path = Path(path)
     if not path.is_file():
@@ -67,6 +69,9 @@ def _differences(expected: dict[str, Tensor], stored: dict[str, Tensor]) -> list
     ]
     if shapes:
         problems.append(f"shapes differ: {_shortened(shapes)}")
+    broken = [name for name, tensor in stored.items() if not bool(torch.isfinite(tensor).all())]
+    if broken:
+        problems.append(f"NaN or infinity in {_shortened(sorted(broken))}")
     return problems
 
 

@@ -8,7 +8,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tradeoff.nn.polynomial import ChannelStatistics, check_site_shape, distribution_aware, gated_relu
+from tradeoff.nn.polynomial import (
+    ChannelStatistics,
+    PolynomialDivergence,
+    check_site_shape,
+    distribution_aware,
+    gated_relu,
+)
 from tradeoff.nn.selection import HysteresisGate
 
 SMALLEST_STD = 1e-2
@@ -145,6 +151,10 @@ class ReplaceableReLU(nn.Module):
 
     def _fit(self) -> Tensor:
         mean, variance = self.statistics.mean, self.statistics.variance
+        broken = ~(torch.isfinite(mean) & torch.isfinite(variance))
+        if bool(broken.any()):
+            channel = int(torch.nonzero(broken)[0])
+            raise PolynomialDivergence(self.site, channel, float(variance[channel].sqrt()), float("nan"))
         if self.config.compat:
             spread = variance.clamp(min=RELEASED_SMALLEST_VARIANCE)
             return distribution_aware(mean, spread, 2) * mean.new_tensor(RELEASED_SCALE).unsqueeze(1)

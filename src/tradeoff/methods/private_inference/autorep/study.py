@@ -15,7 +15,7 @@ from torch import nn
 
 from tradeoff.core import Card, Context, Method, Metric, Outcome, Recipe, Trial, counted, measured
 from tradeoff.core.context import Progress
-from tradeoff.data.images import ImageData, load
+from tradeoff.data.images import ImageData, check_name, load
 from tradeoff.engines import two_party
 from tradeoff.nn.fit import Callback, FitConfig, FitState, evaluate, fit
 from tradeoff.nn.models import ARCHITECTURES, build, load_weights, save_weights
@@ -77,6 +77,10 @@ class AutoRepRecipe(Recipe):
     def _can_be_run(self) -> Self:
         if self.arch not in ARCHITECTURES:
             raise ValueError(f"arch {self.arch!r} is none of {', '.join(ARCHITECTURES)}")
+        check_name(self.data)
+        for name, budgets in self.variants.items():
+            if len(set(budgets)) < len(budgets):
+                raise ValueError(f"variants.{name} lists a budget twice: {budgets}")
         if (self.replacement.steps is None) != (self.finetuning.steps is None):
             # Baselines without a replacement phase get its length as finetuning.
             raise ValueError("replacement and finetuning must both have steps, or both epochs")

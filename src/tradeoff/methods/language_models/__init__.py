@@ -1,0 +1,1 @@
+"""Language models: their training, their attention and their decoding."""
