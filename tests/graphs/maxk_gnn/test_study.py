@@ -5,23 +5,26 @@ import logging
 from pathlib import Path
 
 import pytest
+import torch
 
 from tradeoff.cli import main
 from tradeoff.core import Context, Outcome, Outcomes, Trial, Verdict, counted, measured
 from tradeoff.core.errors import MissingOutcome, RecipeError
 from tradeoff.methods.graphs.maxk_gnn import Breakdown, MaxKGNN, claims, study
+from tradeoff.methods.graphs.maxk_gnn.nodes import load_nodes
 from tradeoff.methods.graphs.maxk_gnn.study import MaxKGNNStudy
 from tradeoff.methods.graphs.maxk_gnn.timing import EpochTime
 from tradeoff.nn.models import load_weights
 
-Cell = tuple[str, str, int, int | None]
+Cell = tuple[str, str, int | None, int | None]
 
 
 def outcomes(table: dict[Cell, list[dict[str, float]]]) -> Outcomes:
     """Made-up outcomes: metrics by (variant, graph, hidden, k), one mapping for each seed."""
     made = []
     for (variant, graph, hidden, k), seeds in table.items():
-        setting = {"graph": graph, "hidden": hidden} | ({} if k is None else {"k": k})
+        setting: dict[str, str | int] = {"graph": graph}
+        setting |= {name: value for name, value in (("hidden", hidden), ("k", k)) if value is not None}
         for seed, metrics in enumerate(seeds):
             kind = {name: counted if name == "activation_bytes" else measured for name in metrics}
             values = {name: kind[name](value) for name, value in metrics.items()}
@@ -55,6 +58,7 @@ def epochs(
 )
 def test_accuracy_claim_is_at_an_eighth_of_the_width(ours: tuple[float, ...], verdict: Verdict) -> None:
     table = {
+        ("majority", "debian", None, None): accuracies(0.1, 0.1, 0.1),
         ("mlp", "debian", 64, None): accuracies(0.5, 0.5, 0.5),
         ("relu", "debian", 64, None): accuracies(0.69, 0.70, 0.71),
         ("relu", "debian", 256, None): accuracies(0.69, 0.70, 0.71),
@@ -68,7 +72,8 @@ def test_accuracy_claim_is_at_an_eighth_of_the_width(ours: tuple[float, ...], ve
 
 def test_accuracy_is_undecided_beside_a_dense_network_that_was_not_trained() -> None:
     """A ReLU network worse than a narrower one, on one seed of three, says nothing of MaxK."""
-    table = {
+    table: dict[Cell, list[dict[str, float]]] = {
+        ("majority", "debian", None, None): accuracies(0.1, 0.1, 0.1),
         ("mlp", "debian", 64, None): accuracies(0.5, 0.5, 0.5),
         ("relu", "debian", 64, None): accuracies(0.70, 0.70, 0.70),
         ("relu", "debian", 256, None): accuracies(0.70, 0.70, 0.62),
@@ -77,9 +82,16 @@ def test_accuracy_is_undecided_beside_a_dense_network_that_was_not_trained() -> 
     finding = claims.as_accurate_as_relu(outcomes(table))
     assert finding.verdict is Verdict.UNDECIDED
     assert finding.numbers["narrow relu"] == pytest.approx(0.70)
+    assert "narrower" in str(finding.numbers["reason"])
     table["relu", "debian", 256, None] = accuracies(0.70, 0.70, 0.68)
     table["maxk", "debian", 256, 32] = accuracies(0.71, 0.71, 0.69)
     assert claims.as_accurate_as_relu(outcomes(table)).verdict is Verdict.HOLDS
+    # Both widths as good as the largest class.
+    for hidden in (64, 256):
+        table["relu", "debian", hidden, None] = accuracies(0.1, 0.11, 0.1)
+    finding = claims.as_accurate_as_relu(outcomes(table))
+    assert finding.verdict is Verdict.UNDECIDED
+    assert "largest class" in str(finding.numbers["reason"])
 
 
 def test_claims_of_the_narrow_network() -> None:
@@ -123,6 +135,7 @@ def test_the_limit_counts_all_that_gets_shorter() -> None:
     finding = claims.approaches_the_limit(outcomes(SPEED))
     assert finding.verdict is Verdict.HOLDS
     assert finding.numbers["limit"] == pytest.approx(2.5)
+    assert finding.numbers["limit of the sums alone"] == pytest.approx(2)
     assert finding.numbers["k=16 of limit"] == pytest.approx(10 / 6 / 2.5)
     assert finding.numbers["k=32 of limit high"] == pytest.approx(10 / 7 / 2.5)
     slow = outcomes(SPEED | {("maxk-sums", "reddit23k", 256, 16): epochs(7.5, 3, own_product=2)})
@@ -213,18 +226,29 @@ def test_times_are_measured_anew_by_other_code_and_on_another_machine(
     assert (run(), run()) == (3, 3)
 
 
+def test_naming_one_class_is_right_for_the_largest_one(tmp_path: Path) -> None:
+    data, _ = load_nodes("debian-small")
+    counts = torch.bincount(data.y[data.test])
+    trial = Trial(variant="majority", setting={"graph": "debian-small"}, seed=0)
+    method = MaxKGNNStudy()
+    context = Context(0, "cpu", tmp_path, tmp_path / "cache", logging.getLogger())
+    outcome = method.run(trial, method.load_recipe("default"), context)
+    assert outcome.metrics["accuracy"].value == pytest.approx(float(counts.max() / counts.sum()))
+
+
 def test_recipes_list_the_cells_that_the_claims_need() -> None:
     method = MaxKGNNStudy()
     recipe = method.load_recipe("default")
     trials = method.trials(recipe)
-    cells = {(t.variant, t.setting.get("graph"), t.setting["hidden"], t.setting.get("k")) for t in trials}
+    cells = {(t.variant, *(t.setting.get(name) for name in ("graph", "hidden", "k"))) for t in trials}
     assert len(trials) == 3 * len(cells)
     assert recipe.rounds >= 3
     assert {
+        ("majority", "debian-small", None, None),
         ("mlp", "debian-small", 64, None),
         ("maxk", "debian-small", 256, 32),
         ("torch", "reddit23k", 256, None),
-        ("simulated", "reddit23k", 256, 16),
+        ("simulated", "reddit23k", 256, 8),
         ("maxk-sums", "reddit23k", 256, 16),
         ("maxk-sums", "debian-small", 256, 16),
         ("square-relu", None, 64, None),

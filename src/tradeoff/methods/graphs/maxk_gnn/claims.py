@@ -33,16 +33,23 @@ Numbers = dict[str, float | str]
 def as_accurate_as_relu(outcomes: Outcomes) -> Finding:
     """At k = d/8 on the real graph: not more than 1.5 points below ReLU.
 
-    Undecided where the ReLU network itself is worse than a narrower one: then it was not trained well.
+    Undecided where the ReLU network is no yardstick: it is not surely better than naming one class for all
+    nodes, or it is worse than a narrower one, so that it was not trained well.
     """
     graph = _real(outcomes)
     relu = _cell(outcomes, "relu", graph, WIDE)
     maxk = _cell(outcomes, "maxk", graph, WIDE, RECOMMENDED)
+    majority = _cell(outcomes, "majority", graph)
     finding = _named(_compare(maxk, relu, -ACCURACY_MARGIN), "maxk", "relu")
     narrow = _cell(outcomes, "relu", graph, _narrowest(outcomes)).mean("accuracy")
-    numbers = {**finding.numbers, "narrow relu": narrow}
-    if relu.mean("accuracy") < narrow - ACCURACY_MARGIN:
-        return Finding(verdict=Verdict.UNDECIDED, numbers=numbers)
+    numbers = {**finding.numbers, "narrow relu": narrow, "majority": majority.mean("accuracy")}
+    reason = None
+    if _compare(relu, majority).verdict is not Verdict.HOLDS:
+        reason = "the ReLU network is not surely better than naming the largest class"
+    elif relu.mean("accuracy") < narrow - ACCURACY_MARGIN:
+        reason = "the ReLU network is worse than a narrower one"
+    if reason is not None:
+        return Finding(verdict=Verdict.UNDECIDED, numbers={"reason": reason, **numbers})
     return Finding(verdict=finding.verdict, numbers=numbers)
 
 
@@ -139,15 +146,14 @@ def approximates_functions(outcomes: Outcomes) -> Finding:
     return Finding(verdict=Verdict.HOLDS if small <= large / 20 else Verdict.FAILS, numbers=numbers)
 
 
-def _cell(outcomes: Outcomes, variant: str, graph: str, hidden: int, k: int | None = None) -> Outcomes:
-    found = outcomes.where(variant, graph=graph, hidden=hidden)
-    if k is not None:
-        found = found.where(k=k)
-    if not found:
-        raise MissingOutcome(
-            f"no outcome of {variant} on {graph} with hidden={hidden}" + (f", k={k}" if k else "")
-        )
-    return found
+def _cell(
+    outcomes: Outcomes, variant: str, graph: str, hidden: int | None = None, k: int | None = None
+) -> Outcomes:
+    setting = {name: value for name, value in (("hidden", hidden), ("k", k)) if value is not None}
+    if found := outcomes.where(variant, graph=graph, **setting):
+        return found
+    with_setting = "".join(f", {name}={value}" for name, value in setting.items())
+    raise MissingOutcome(f"no outcome of {variant} on {graph}{with_setting}")
 
 
 def _real(outcomes: Outcomes) -> str:
@@ -198,7 +204,13 @@ def _of_limit(outcomes: Outcomes, variant: str) -> tuple[dict[int, list[float]],
     shortened = zip(*(dense.values(name) for name in SHORTENED[variant]), strict=True)
     shares = [sum(parts) / whole for parts, whole in zip(shortened, seconds, strict=True)]
     limits = [amdahl_limit(share) for share in shares]
-    numbers: Numbers = {**_interval("share that gets shorter", shares), **_interval("limit", limits)}
+    sums = [part / whole for part, whole in zip(dense.values("aggregation_seconds"), seconds, strict=True)]
+    numbers: Numbers = {
+        **_interval("share of the sums alone", sums),
+        "limit of the sums alone": mean_interval([amdahl_limit(share) for share in sums])[0],
+        **_interval("share that gets shorter", shares),
+        **_interval("limit", limits),
+    }
     found = {}
     for k in sorted(_ks(outcomes, variant, DENSE) | {SPARSEST}):
         ratios = _ratios(dense, _cell(outcomes, variant, DENSE, WIDE, k))

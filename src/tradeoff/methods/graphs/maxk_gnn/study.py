@@ -42,7 +42,7 @@ class NetworkSettings(pydantic.BaseModel):
         ks: features that MaxK keeps, one row each.
         epochs: of training; 0 where only time is of interest.
         timed: whether epochs are timed, with ``peers`` beside.
-        mlp: whether a network without the graph is trained beside.
+        mlp: whether a network without the graph is trained beside, and the largest class counted.
     """
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
@@ -101,6 +101,8 @@ class MaxKGNNStudy(Method[MaxKRecipe]):
         """Every system on every network shape, and the fits of x^2."""
         cells: list[tuple[str, dict[str, Any]]] = []
         for network in recipe.networks:
+            if network.mlp:
+                cells.append(("majority", {"graph": network.graph}))
             for system, k in _systems(network, recipe):
                 setting = {"graph": network.graph, "hidden": network.hidden} | ({"k": k} if k else {})
                 cells.append((system, setting))
@@ -115,6 +117,8 @@ class MaxKGNNStudy(Method[MaxKRecipe]):
         """Train one system where its accuracy is asked for, and time it beside the others."""
         if trial.variant in APPROXIMATIONS:
             return Outcome(trial=trial, metrics=_fit_square(trial, recipe))
+        if trial.variant == "majority":
+            return Outcome(trial=trial, metrics=_largest_class(trial))
         network = next(
             each
             for each in recipe.networks
@@ -175,6 +179,13 @@ def _accuracy(
         )
     seconds = measured(time.perf_counter() - started)
     return {"accuracy": measured(result.test_acc), "training_seconds": seconds}
+
+
+def _largest_class(trial: Trial) -> dict[str, Metric]:
+    """The accuracy of naming one class for all tested nodes, the one that most of them have."""
+    data, _ = load_nodes(str(trial.setting["graph"]))
+    tested = data.y[data.test]
+    return {"accuracy": measured(float((tested == tested.mode().values).double().mean()))}
 
 
 def _saved_bytes(trial: Trial, network: NetworkSettings, recipe: MaxKRecipe) -> int:
