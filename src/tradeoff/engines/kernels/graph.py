@@ -381,11 +381,15 @@ class Graph:
         return dense.index_put((rows, self.indices.long()), values.to(dense.dtype))
 
     def to_torch(self) -> Tensor:
-        """A torch sparse CSR tensor that shares the row pointers and values."""
+        """A torch sparse CSR tensor that shares the columns and values.
+
+        Its indices are of 32 bits where they suffice: MKL and cuSPARSE read those without a copy.
+        """
         swallow_beta_warning()
-        return torch.sparse_csr_tensor(
-            self.indptr, self.indices.long(), self._weights(), self.shape, check_invariants=False
-        )
+        short = self.nnz < 2**31 and self.indices.dtype == torch.int32
+        dtype = torch.int32 if short else torch.int64
+        indptr, indices = self.indptr.to(dtype), self.indices.to(dtype)
+        return torch.sparse_csr_tensor(indptr, indices, self._weights(), self.shape, check_invariants=False)
 
     def to_scipy(self) -> csr_array:
         """A scipy CSR array, on the CPU."""

@@ -149,7 +149,6 @@ def _show_training(
 
     from tradeoff.engines.kernels import BlockPartition
 
-    from .bench import sparse_tensor
     from .model import GCN, peer_conv
     from .training import train
 
@@ -163,7 +162,7 @@ def _show_training(
     candidates: dict[str, tuple[dict[str, Any], Any]] = {
         "rows": ({"strategy": "rows"}, normalized),
         "buckets": ({"strategy": "buckets", "partition": partition}, normalized),
-        "torch.sparse": ({"conv": peer_conv()}, sparse_tensor(normalized)),
+        "torch.sparse": ({"conv": peer_conv()}, normalized.to_torch()),
     }
     results = {}
     for name, (options, adjacency) in candidates.items():
