@@ -13,6 +13,7 @@ from tradeoff.engines.kernels import operators
 from tradeoff.engines.kernels.errors import GraphError
 from tradeoff.engines.kernels.partition import BlockPartition
 from tradeoff.engines.kernels.reference import column_dtype, row_of_entry, swallow_beta_warning
+from tradeoff.engines.kernels.transforms import has_tangent, transforming
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -89,8 +90,9 @@ class Graph:
         """For the constructors below, which check; the arrays are taken as they are."""
         self.structure = structure
         self.values = values
-        self._values_t: Tensor | None = None
-        self._transpose: Graph | None = None
+        # With the version of the weights that they were made of.
+        self._values_t: tuple[int, Tensor] | None = None
+        self._transpose: tuple[int, Graph] | None = None
         self._derived: dict[Hashable, tuple[int, Graph]] = {}
 
     @classmethod
@@ -316,21 +318,19 @@ class Graph:
     def transpose(self) -> Graph:
         """A transposed, made once; the graph itself if it is symmetric in pattern and weights.
 
-        Gradients flow back to weights that need them; the transpose of such a graph is not kept.
+        It is made again after the weights were written to. Gradients flow back to weights that need them; the
+        transpose of such a graph is not kept.
         """
-        if self._transpose is None:
-            structure, perm = self.structure.transposed()
-            if self.values is None:
-                graph = self if structure is self.structure else Graph(structure, None)
-            elif self.values.requires_grad:
-                return Graph(structure, self.values[perm])
-            else:
-                values = self.transposed_values()
-                assert values is not None
-                symmetric = structure is self.structure and _equal(values, self.values)
-                graph = self if symmetric else Graph(structure, values)
-            self._transpose = graph
-        return self._transpose
+        structure, perm = self.structure.transposed()
+        if self.values is not None and not self._constant:
+            return Graph(structure, self.values[perm])
+        if self._transpose is None or self._transpose[0] != self._version:
+            values = self.transposed_values()
+            same = structure is self.structure
+            if values is not None and self.values is not None:
+                same = same and _equal(values, self.values)
+            self._transpose = self._version, self if same else Graph(structure, values)
+        return self._transpose[1]
 
     @property
     def perm(self) -> Int[Tensor, " nnz"]:
@@ -338,12 +338,26 @@ class Graph:
         return self.structure.transposed()[1]
 
     def transposed_values(self) -> Float[Tensor, " nnz"] | None:
-        """``values[perm]``, kept; None without weights, and for learned weights, which change."""
-        if self.values is None or self.values.requires_grad:
+        """``values[perm]``, kept until they are written to; None without weights, and for learned weights."""
+        if self.values is None or not self._constant:
             return None
-        if self._values_t is None:
-            self._values_t = self.values[self.perm]
-        return self._values_t
+        if self._values_t is None or self._values_t[0] != self._version:
+            self._values_t = self._version, self.values[self.perm]
+        return self._values_t[1]
+
+    @property
+    def _version(self) -> int:
+        """Changes when the weights are written to."""
+        return 0 if self.values is None else self.values._version
+
+    @property
+    def _constant(self) -> bool:
+        """Whether no derivative is taken by the weights, so that what is made of them may be kept."""
+        if self.values is None:
+            return True
+        if self.values.requires_grad:
+            return False
+        return torch.compiler.is_compiling() or not (transforming() or has_tangent(self.values))
 
     @property
     def is_symmetric(self) -> bool:
@@ -355,9 +369,9 @@ class Graph:
 
         It is made again after the weights were written to, and each time for weights that require gradients.
         """
-        if self.values is not None and self.values.requires_grad:
+        if not self._constant:
             return build()
-        version = 0 if self.values is None else self.values._version
+        version = self._version
         if key not in self._derived or self._derived[key][0] != version:
             self._derived[key] = version, build()
         return self._derived[key][1]
