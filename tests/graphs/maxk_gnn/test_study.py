@@ -298,6 +298,11 @@ def test_command_trains_prints_and_writes(tmp_path: Path, capsys: pytest.Capture
     [
         (("--k", "33"), "ModelError"),
         (("--k", "0"), "ModelError"),
+        (("--k", "8,-3"), "not -3"),
+        (("--out", "/dev/null"), "cannot write into /dev/null"),
+        (("--json", "/tmp"), "/tmp: it is a folder"),
+        (("--device", "foo"), "DeviceError"),
+        (("--device", "meta"), "DeviceError"),
         (("--k", "many"), "whole numbers"),
         (("--k", "", "--baseline", "none"), "no network to train"),
         (("--peers", "dgl"), "not dgl"),
@@ -307,7 +312,14 @@ def test_command_trains_prints_and_writes(tmp_path: Path, capsys: pytest.Capture
     ],
 )
 def test_command_names_what_is_wrong(
-    words: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+    words: tuple[str, ...],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    def too_late(*_: object, **__: object) -> None:
+        raise AssertionError("a network was trained before the mistake was named")
+
+    monkeypatch.setattr("tradeoff.methods.graphs.maxk_gnn.report.train", too_late)
     assert run(*SMALL, *words) == 2
     assert message in " ".join(capsys.readouterr().err.split())

@@ -76,7 +76,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return None, None, None, None, for_values, for_x, None, None, None, None, None, None
 
 
-spmm_buckets = Differentiable(
+spmm_buckets: Differentiable = Differentiable(
     _spmm_buckets, _setup, _backward, linear_in({4: {9: None, 10: False}, 5: {}}, lambda: spmm_buckets)
 )
 

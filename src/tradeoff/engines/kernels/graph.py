@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tradeoff.core.memory import physical_memory
 from tradeoff.engines.kernels import operators
 from tradeoff.engines.kernels.errors import GraphError
 from tradeoff.engines.kernels.partition import BlockPartition
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
     from tradeoff.nn.graphs import Adjacency
 
+_UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
+"""For which torch has few operators."""
 _NORMALIZATIONS = ("row", "sym", "none")
 
 
@@ -116,9 +119,7 @@ class Graph:
         Raises:
             GraphError: the arrays are no matrix; names the first bad position.
         """
-        indptr, indices = torch.as_tensor(indptr), torch.as_tensor(indices)
-        _check_integers("indptr", indptr)
-        _check_integers("indices", indices)
+        indptr, indices = _integers("indptr", indptr), _integers("indices", indices)
         if not indptr.numel():
             raise GraphError("indptr is empty; a matrix of n rows has n + 1 row pointers, the first one 0")
         num_rows = indptr.numel() - 1
@@ -153,9 +154,7 @@ class Graph:
             GraphError: a coordinate is negative or too large, or lengths differ; names the first bad
                 position.
         """
-        row, column = torch.as_tensor(row), torch.as_tensor(column)
-        for name, coordinate in (("row", row), ("column", column)):
-            _check_integers(name, coordinate)
+        row, column = _integers("row", row), _integers("column", column)
         if row.numel() != column.numel():
             raise GraphError(f"row has {row.numel()} entries, column {column.numel()}")
         if shape is None:
@@ -183,14 +182,22 @@ class Graph:
         if edge_index.ndim != 2 or edge_index.shape[0] != 2:
             raise GraphError(f"edge_index has shape (2, edges), not {tuple(edge_index.shape)}")
         if num_nodes is None:
-            num_nodes = int(edge_index.max()) + 1 if edge_index.numel() else 0
+            nodes = _integers("edge_index", edge_index.reshape(-1))
+            num_nodes = int(nodes.max()) + 1 if nodes.numel() else 0
+        num_nodes = _size("num_nodes", num_nodes)
         return cls.from_coo(edge_index[1], edge_index[0], edge_weight, (num_nodes, num_nodes))
 
     @classmethod
     def from_scipy(cls, matrix: Any) -> Graph:
-        """From a scipy.sparse matrix or array; values become weights, as float32 unless they are float64."""
+        """From a scipy.sparse matrix or array; values become weights, as float32 unless they are float64.
+
+        Raises:
+            GraphError: values are complex.
+        """
         csr = matrix.tocsr()
         values = torch.as_tensor(csr.data)
+        if values.is_complex():
+            raise GraphError(f"values are real numbers, not {values.dtype}")
         values = values if values.dtype == torch.float64 else values.float()
         return cls.from_csr(torch.as_tensor(csr.indptr), torch.as_tensor(csr.indices), values, csr.shape[1])
 
@@ -201,6 +208,12 @@ class Graph:
 
     @classmethod
     def _coalesced(cls, row: Tensor, column: Tensor, values: Tensor | None, shape: tuple[int, int]) -> Graph:
+        needed, there = 8 * sum(shape), physical_memory()
+        if needed > there:
+            raise GraphError(
+                f"a matrix of {shape[0]:,} rows and {shape[1]:,} columns takes {needed:,} bytes to count its "
+                f"entries; this machine has {there:,}"
+            )
         order = operators.order_entries(row.contiguous(), column.contiguous(), *shape)
         row, column = row[order], column[order]
         first = torch.ones_like(row, dtype=torch.bool)
@@ -252,8 +265,12 @@ class Graph:
         rows = row_of_entry(graph.indptr, graph.nnz)
         sums = values.new_zeros(graph.num_rows).index_add(0, rows, values)
         if how == "row":
-            scale = torch.where(sums == 0, 0, 1 / torch.where(sums == 0, 1, sums))
-            return graph.with_values(values * scale[rows])
+            tiny = (sums != 0) & (sums.abs() < torch.finfo(sums.dtype).tiny)
+            scale = torch.where(sums == 0, 0, 1 / torch.where((sums == 0) | tiny, 1, sums))
+            means = values * scale[rows]
+            if bool(tiny.any()):  # of which 1 / sum may be infinite
+                means = torch.where(tiny[rows], values / torch.where(tiny, sums, 1)[rows], means)
+            return graph.with_values(means)
         if bool((sums < 0).any()):
             raise GraphError(f"normalize('sym'): row {int((sums < 0).nonzero()[0])} sums to less than 0")
         scale = torch.where(sums == 0, 0, torch.where(sums == 0, 1, sums).rsqrt())
@@ -424,16 +441,22 @@ def _equal(a: Tensor, b: Tensor) -> bool:
 
 
 def _size(name: str, value: int) -> int:
-    if isinstance(value, bool) or int(value) != value or value < 0:
+    try:
+        size = int(value)
+    except (TypeError, ValueError, OverflowError):
+        size = -1
+    if isinstance(value, bool) or size != value or size < 0:
         raise GraphError(f"{name} is a whole number of at least 0, not {value!r}")
-    return int(value)
+    return size
 
 
-def _check_integers(name: str, tensor: Tensor) -> None:
+def _integers(name: str, numbers: Any) -> Tensor:
+    tensor = torch.as_tensor(numbers)
     if tensor.ndim != 1:
         raise GraphError(f"{name} has one dimension, not shape {tuple(tensor.shape)}")
     if tensor.numel() and (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool):
         raise GraphError(f"{name} holds whole numbers, not {tensor.dtype}")
+    return tensor.to(torch.int64) if tensor.dtype in _UNSIGNED else tensor
 
 
 def _check_pointers(indptr: Tensor, nnz: int) -> None:

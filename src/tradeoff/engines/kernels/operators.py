@@ -96,7 +96,9 @@ def _spmm_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return None, None, for_values, for_x, None, None, None, None, None
 
 
-spmm = Differentiable(_spmm, _spmm_setup, _spmm_backward, linear_in({2: {7: None}, 3: {}}, lambda: spmm))
+spmm: Differentiable = Differentiable(
+    _spmm, _spmm_setup, _spmm_backward, linear_in({2: {7: None}, 3: {}}, lambda: spmm)
+)
 
 
 @custom_op("tradeoff_kernels::spmm_out", mutates_args=("out",))
@@ -155,7 +157,9 @@ def _sddmm_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return None, None, for_y, for_x, None, None, None, None
 
 
-sddmm = Differentiable(_sddmm, _sddmm_setup, _sddmm_backward, linear_in({2: {}, 3: {}}, lambda: sddmm))
+sddmm: Differentiable = Differentiable(
+    _sddmm, _sddmm_setup, _sddmm_backward, linear_in({2: {}, 3: {}}, lambda: sddmm)
+)
 
 
 def inverse(perm: Tensor) -> Tensor:
@@ -203,7 +207,7 @@ def _maxk_jvp(operands: tuple[Any, ...], tangents: tuple[Any, ...], result: tupl
     return cbsr_gather(tangents[0].contiguous(), index, count if clip else None, backend), None, None
 
 
-maxk_select = Differentiable(_maxk_select, _maxk_setup, _maxk_backward, _maxk_jvp)
+maxk_select: Differentiable = Differentiable(_maxk_select, _maxk_setup, _maxk_backward, _maxk_jvp)
 
 
 @custom_op("tradeoff_kernels::cbsr_dense", mutates_args=())
@@ -231,7 +235,7 @@ def _cbsr_dense_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return cbsr_gather(grad.contiguous(), *ctx.saved_tensors, ctx.backend), None, None, None, None
 
 
-cbsr_dense = Differentiable(
+cbsr_dense: Differentiable = Differentiable(
     _cbsr_dense, _cbsr_dense_setup, _cbsr_dense_backward, linear_in({0: {}}, lambda: cbsr_dense)
 )
 
@@ -260,7 +264,7 @@ def _cbsr_gather_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return cbsr_dense(grad.contiguous(), *ctx.saved_tensors, ctx.num_columns, ctx.backend), None, None, None
 
 
-cbsr_gather = Differentiable(
+cbsr_gather: Differentiable = Differentiable(
     _cbsr_gather, _cbsr_gather_setup, _cbsr_gather_backward, linear_in({0: {}}, lambda: cbsr_gather)
 )
 
@@ -318,7 +322,7 @@ def _cbsr_spmm_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return None, None, for_values, for_features, None, None, None, None, None, None
 
 
-cbsr_spmm = Differentiable(
+cbsr_spmm: Differentiable = Differentiable(
     _cbsr_spmm, _cbsr_spmm_setup, _cbsr_spmm_backward, linear_in({2: {}, 3: {}}, lambda: cbsr_spmm)
 )
 
@@ -372,7 +376,7 @@ def _cbsr_sddmm_backward(ctx: Any, grad_features: Tensor) -> tuple[Any, ...]:
     return None, None, for_values, for_grad, None, None, None, None, None
 
 
-cbsr_sddmm = Differentiable(
+cbsr_sddmm: Differentiable = Differentiable(
     _cbsr_sddmm, _cbsr_sddmm_setup, _cbsr_sddmm_backward, linear_in({2: {}, 3: {}}, lambda: cbsr_sddmm)
 )
 
@@ -421,7 +425,7 @@ def _edge_dots_backward(ctx: Any, grad_dots: Tensor) -> tuple[Any, ...]:
     return None, None, for_grad, for_features, None, None, None, None
 
 
-cbsr_edge_dots = Differentiable(
+cbsr_edge_dots: Differentiable = Differentiable(
     _cbsr_edge_dots, _edge_dots_setup, _edge_dots_backward, linear_in({2: {}, 3: {}}, lambda: cbsr_edge_dots)
 )
 

@@ -49,9 +49,13 @@ class Differentiable:
 
 def has_tangent(*operands: Any) -> bool:
     """Whether forward-mode derivatives are asked of one of the operands."""
-    return any(
-        isinstance(each, Tensor) and forward_ad.unpack_dual(each).tangent is not None for each in operands
-    )
+    return any(isinstance(each, Tensor) and unpacked(each).tangent is not None for each in operands)
+
+
+def unpacked(tensor: Tensor) -> forward_ad.UnpackedDualTensor:
+    """A tensor, and its tangent if forward-mode derivatives are asked of it."""
+    pair: forward_ad.UnpackedDualTensor = forward_ad.unpack_dual(tensor)  # type: ignore[no-untyped-call]
+    return pair
 
 
 def transforming() -> bool:
@@ -115,8 +119,7 @@ def _function(
             pairs = zip(saved, constants, strict=False)
             with forward_ad._set_fwd_grad_enabled(transforming()):  # of an outer transform
                 operands = tuple(
-                    constant if tensor is None else forward_ad.unpack_dual(tensor).primal
-                    for tensor, constant in pairs
+                    constant if tensor is None else unpacked(tensor).primal for tensor, constant in pairs
                 )
                 return forward_mode(operands, tangents, saved[len(constants) :])
 

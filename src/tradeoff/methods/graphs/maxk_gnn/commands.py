@@ -37,21 +37,33 @@ def train(
     json: Annotated[Path | None, typer.Option(help="File for the numbers.")] = None,
 ) -> None:
     """Train the dense network and one for each k; print accuracy, epoch time, its parts, Amdahl's limit."""
+    from tradeoff.core.context import usable_device
+    from tradeoff.core.files import prepare_file, prepare_folder
+
+    from .errors import ModelError
     from .report import compare_networks, write_json
 
+    # Before the first network is trained: what would fail after it.
+    ks, device = _numbers(k), usable_device(device)
+    if wrong := [kept for kept in ks if not 1 <= kept <= hidden]:
+        raise ModelError(f"--k is from 1 to the {hidden} of --hidden, not {wrong[0]}")
+    if out is not None:
+        prepare_folder(out)
+    if json is not None:
+        prepare_file(json)
     report = compare_networks(
         data,
         kind=model,
         hidden=hidden,
         layers=layers,
-        ks=_numbers(k),
+        ks=ks,
         baseline=baseline == "relu",
         epochs=epochs,
         lr=lr,
         dropout=dropout,
         seeds=seeds,
         self_loops=self_loops,
-        peers=[peer for peer in peers.split(",") if peer],
+        peers=[peer.strip() for peer in peers.split(",") if peer.strip()],
         device=device,
         out=out,
         progress=lambda line: typer.echo(line, err=True),
@@ -97,9 +109,13 @@ def _print(report: "Report") -> None:
         )
     for row in report.rows:
         if row.traffic_ratio is not None:
-            console.print(
-                f"{row.network}: {row.traffic_ratio:.1f} times fewer bytes in aggregation (modelled), "
-                f"{row.aggregation_ratio:.1f} times less time (measured)"
-                if row.aggregation_ratio is not None
-                else f"{row.network}: {row.traffic_ratio:.1f} times fewer bytes in aggregation (modelled)"
-            )
+            bytes_ = _times(row.traffic_ratio, "fewer", "as many")
+            line = f"{row.network}: {bytes_} bytes in aggregation (modelled)"
+            if row.aggregation_ratio is not None:
+                line += f", {_times(row.aggregation_ratio, 'less', 'as much')} time (measured)"
+            console.print(line)
+
+
+def _times(ratio: float, less: str, equal: str) -> str:
+    """Dense over sparse in words: ``2.0 times less``, or ``2.0 times as much`` where nothing is saved."""
+    return f"{ratio:.1f} times {less}" if ratio >= 1 else f"{1 / ratio:.1f} times {equal}"
