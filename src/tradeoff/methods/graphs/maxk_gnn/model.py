@@ -186,11 +186,14 @@ class SAGE(Block):
     def forward(self, graph: Graph, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
         h = self.activation(x)
         aggregated = self.neighbor_weights(self.neighbors(graph, h))
+        return self.normed(self.with_own(aggregated, h))
+
+    def with_own(self, aggregated: Float[Tensor, "n d"], h: Tensor | CBSR) -> Float[Tensor, "n d"]:
+        """``aggregated + W_self h``."""
         own = self.self_weights.weight
         if isinstance(h, CBSR) and SPARSE_LINEAR_FROM * h.k <= h.num_columns:
-            return self.normed(cbsr_linear(h, own, add_to=aggregated))
-        dense = h.to_dense() if isinstance(h, CBSR) else h
-        return self.normed(aggregated + functional.linear(dense, own))
+            return cbsr_linear(h, own, add_to=aggregated)
+        return aggregated + functional.linear(h.to_dense() if isinstance(h, CBSR) else h, own)
 
 
 class GCN(Block):
