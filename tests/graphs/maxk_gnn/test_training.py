@@ -242,6 +242,24 @@ def test_epochs_of_systems_are_timed_by_turns_on_the_clock_of_their_device(
     assert len(profiles) >= 3 * len(rows)
 
 
+def test_each_part_is_taken_from_the_epoch_that_disturbed_it_least(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a second of each epoch is outside of operators, or more."""
+    undisturbed = dict.fromkeys(PARTS, 1.0)
+    epochs = iter(
+        Breakdown(undisturbed | {part: 1 + wait}, sum(undisturbed.values()) + wait + outside)
+        for part, wait, outside in (("gemm", 3.0, 0.5), ("spmm_fwd", 5.0, 2.0), ("gemm", 0.0, 4.0))
+    )
+
+    @contextmanager
+    def disturbed(device: torch.device) -> Iterator[Breakdown]:
+        yield next(epochs)
+
+    monkeypatch.setattr(timing, "profiled", disturbed)
+    breakdown = timing._breakdown(lambda: None, torch.device("cpu"))
+    assert breakdown.seconds == undisturbed
+    assert breakdown.epoch == pytest.approx(len(PARTS) + 0.5)
+
+
 def test_parts_are_scaled_to_the_epoch_without_the_profiler() -> None:
     seconds = dict.fromkeys(PARTS, 0.0) | {"spmm_fwd": 1.0, "spmm_bwd": 2.0, "own_gemm": 0.5, "dropout": 0.25}
     time = EpochTime(2.0, Breakdown(seconds, 4.0))

@@ -21,7 +21,7 @@ from .errors import KMismatch, ModelError, NanActivation
 Kind = Literal["sage", "gcn", "gin"]
 NORMALIZATIONS: dict[Kind, str] = {"sage": "row", "gcn": "sym", "gin": "none"}
 """How the adjacency matrix of each kind of network is scaled: mean, symmetric, sum."""
-SPARSE_LINEAR_FROM = 4
+SPARSE_LINEAR_FROM = 8
 """From this d / k on, compressed features are multiplied by weights as they are, which is faster there."""
 SPARSE_FEATURES_FROM = 16
 """From one feature in so many that is not 0 on, a node's features are multiplied as a sparse matrix."""
