@@ -355,8 +355,12 @@ class Graph:
         return self.structure.transposed()[1]
 
     def transposed_values(self) -> Float[Tensor, " nnz"] | None:
-        """``values[perm]``, kept until they are written to; None without weights, and for learned weights."""
-        if self.values is None or not self._constant:
+        """``values[perm]``, kept until they are written to; None without weights, and for learned weights.
+
+        None within compiled code, too, which cannot see whether they were written to: the backward pass takes
+        them from the weights then.
+        """
+        if self.values is None or not self._constant or torch.compiler.is_compiling():
             return None
         if self._values_t is None or self._values_t[0] != self._version:
             self._values_t = self._version, self.values[self.perm]
