@@ -1,13 +1,13 @@
 """What a step with several tokens costs on this machine, next to a plain step."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from tradeoff.core.timing import Clock, ProcessorClock, side_by_side
-from tradeoff.nn.decoder import Decoder, Tree
+from tradeoff.core.timing import ProcessorClock, side_by_side
+from tradeoff.engines.decoding import step_seconds
+from tradeoff.nn.decoder import Decoder
 
 from .errors import InvalidSetting
 from .heads import MedusaHeads
@@ -34,58 +34,32 @@ class StepCost:
         if nodes == 0:
             return 1.0
         if nodes + 1 > self.rows[-1]:
-            raise InvalidSetting(
-                f"the cost of {nodes + 1} rows was not measured; the most is {self.rows[-1]}"
-            )
+            raise InvalidSetting(f"the cost of {nodes + 1} rows was not measured, at most {self.rows[-1]}")
         return float(np.interp(nodes + 1, self.rows, self.ratio))
 
 
-@torch.inference_mode()
 def measure_cost(
-    model: Decoder,
-    heads: MedusaHeads,
-    *,
-    context: int = 96,
-    max_nodes: int = 32,
-    rounds: int = 7,
-    clock: Clock | None = None,
+    model: Decoder, heads: MedusaHeads, *, context: int = 96, max_nodes: int = 32, rounds: int = 5
 ) -> StepCost:
-    """Time plain steps and steps with trees of several sizes by turns, heads included.
+    """Processor time of passes of several sizes, and of the heads, next to that of a plain step.
 
     Args:
         model: the backbone, with the kernels to decode with.
-        heads: any of it; their weights do not matter.
+        heads: of the shapes to decode with; their weights do not matter.
         context: tokens in the cache.
         max_nodes: of the largest tree.
         rounds: samples of each size.
-        clock: processor time if not given, so that other work on the machine matters less.
     """
-    rows = sorted({row for row in ROWS if row <= max_nodes} | {max_nodes + 1})
-    device = model.embedding.weight.device
-    cache = model.new_cache(1, context + max_nodes + 1)
-    model.hidden(torch.zeros(1, context, dtype=torch.int64, device=device), cache=cache)
+    rows = sorted({row for row in ROWS if row <= max_nodes} | {1, max_nodes + 1})
+    seconds = step_seconds(model, rows, context=context, rounds=rounds)
+    state = torch.zeros(1, model.config.dim).to(heads.table)
+    top = min(10, heads.table.shape[-2])
 
-    def plain() -> None:
-        model.logits(model.hidden(torch.zeros(1, 1, dtype=torch.int64, device=device), cache=cache)).argmax(
-            -1
-        )
-        cache.rollback(1)
+    @torch.inference_mode()
+    def guess() -> None:
+        heads.guesses(state, top)
 
-    def step(count: int) -> Callable[[], None]:
-        ids = torch.zeros(1, count, dtype=torch.int64, device=device)
-        tree = Tree.from_parents([-1, *(0 for _ in range(count - 1))])
-
-        def run() -> None:
-            hidden = model.hidden(ids, mask=tree, cache=cache)
-            model.logits(hidden).argmax(-1)
-            heads.guesses(hidden[:, -1], min(10, heads.table.shape[-2]))
-            cache.select([0])
-            cache.rollback(1)
-
-        return run
-
-    calls = {"plain": plain, **{str(count): step(count) for count in rows}}
-    timed = side_by_side(calls, rounds=rounds, clock=clock or ProcessorClock(), threads=None)
-    ratio = [timed.ratio(str(count), "plain")[0] for count in rows]
-    ratio = np.maximum.accumulate(ratio).tolist()  # a larger pass is not cheaper; noise is
-    return StepCost(tuple(rows), tuple(ratio), timed.timings["plain"].median)
+    timed = side_by_side({"heads": guess}, rounds=rounds, threads=None, clock=ProcessorClock())
+    ratio = [(seconds[row] + timed.timings["heads"].median) / seconds[1] for row in rows]
+    steady = np.maximum.accumulate(ratio).tolist()  # a larger pass is not cheaper; noise is
+    return StepCost(tuple(rows), tuple(steady), seconds[1])

@@ -1,7 +1,7 @@
 """Self-distillation: the backbone's own greedy continuations of prompts, with the hidden states behind them.
 
-Heads guess what this backbone says, so its own text is what they learn from (Cai et al., 2024, section 2.3.2), and the
-states are computed once: the backbone does not change.
+Heads guess what this backbone says, so they learn from its own text (Cai et al., 2024, section 2.3.2), and the
+states are computed once, since the backbone does not change.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -29,8 +29,8 @@ class Distilled:
     Attributes:
         prompts: token ids.
         replies: token ids, with the end token where the backbone wrote one.
-        hidden: states ``(all reply tokens, dim)``; the row of a reply's token r is the state that the backbone
-            predicts that token from, so that head k predicts token r + k of the reply from it.
+        hidden: states ``(all reply tokens, dim)``; the row of a reply's token r is the state that the
+            backbone predicts that token from, so that head k predicts token r + k of the reply from it.
         groups: a label for every prompt, such as its kind.
     """
 

@@ -1,7 +1,7 @@
 """The extra heads of a language model: each guesses the token one place further ahead.
 
-Of the hidden state h at position t, behind the final norm, the backbone's own output layer predicts token t+1 and head k
-predicts token t+k+1 (Cai et al., 2024, section 2.1)::
+Of the hidden state h at position t, behind the final norm, the backbone's own output layer predicts token t+1
+and head k predicts token t+k+1 (Cai et al., 2024, section 2.1)::
 
     logits_k = W2_k (h + SiLU(W1_k h + b1_k)),   k = 1 .. K
 """
@@ -262,19 +262,18 @@ def backbone_digest(model: Decoder) -> str:
 def check_backbone(config: HeadsConfig, model: Decoder) -> None:
     """See :meth:`MedusaHeads.check`."""
     for name in ("dim", "vocab"):
-        if getattr(config, name) != getattr(model.config, name):
-            raise HeadsMismatch(
-                f"the heads are for {name} {getattr(config, name)}; the backbone has {getattr(model.config, name)}"
-            )
+        ours, theirs = getattr(config, name), getattr(model.config, name)
+        if ours != theirs:
+            raise HeadsMismatch(f"the heads are for {name} {ours}; the backbone has {theirs}")
     digest = backbone_digest(model)
     if config.backbone != digest:
         raise HeadsMismatch(
-            f"the heads were trained for the backbone {config.backbone}, this one is {digest}; train them anew"
+            f"the heads were trained for the backbone {config.backbone}, this is {digest}; train them anew"
         )
 
 
 def frequent_tokens(tokens: Int[Tensor, " any"], vocab: int, count: int) -> Int[Tensor, " count"]:
-    """The ``count`` most frequent of these tokens, in order of their ids, filled up with the lowest other ids."""
+    """The ``count`` most frequent of these tokens, filled up with the lowest other ids; in order of ids."""
     if not 1 <= count <= vocab:
         raise InvalidSetting(f"a draft vocabulary of {count} of {vocab} tokens")
     frequency = torch.bincount(tokens.flatten(), minlength=vocab)

@@ -1,9 +1,9 @@
 """Heads in the layouts of other programs: of vLLM, and of the code that was published with the paper.
 
-vLLM: ``config.json`` with ``model_type: medusa`` and ``model.safetensors`` with ``blocks.K.layers.B.weight`` and
-``.bias``, ``lm_heads.K.weight`` (the first alone where all share the backbone's) and, with a draft vocabulary,
-``token_map``. Published: ``K.B.linear.weight`` and ``.bias`` of block B of head K, and ``K.B.weight`` of its output rows
-behind the last block, over the whole vocabulary.
+vLLM: ``config.json`` with ``model_type: medusa`` and ``model.safetensors`` with ``blocks.K.layers.B.weight``
+and ``.bias``, ``lm_heads.K.weight`` (the first alone where all share the backbone's) and, with a draft
+vocabulary, ``token_map``. Published: ``K.B.linear.weight`` and ``.bias`` of block B of head K, and
+``K.B.weight`` of its output rows behind the last block, over the whole vocabulary.
 """
 
 from pathlib import Path
@@ -17,7 +17,7 @@ from tradeoff.core.files import write_json
 from tradeoff.nn.decoder import Decoder
 
 from .errors import HeadsMismatch, InvalidSetting
-from .heads import MedusaHeads, output_weight, read_header, read_tensors
+from .heads import MedusaHeads, read_header, read_tensors
 
 Layout = Literal["vllm", "public"]
 
@@ -42,7 +42,7 @@ def export_heads(heads: MedusaHeads, folder: Path | str, layout: Layout = "vllm"
     if layout == "public":
         if config.draft_vocab is not None:
             raise InvalidSetting(
-                f"the published layout has the whole vocabulary, not {config.draft_vocab} draft tokens; use vllm"
+                f"the published layout has the whole vocabulary, not {config.draft_vocab} tokens; use vllm"
             )
         written: dict[str, Any] = {
             "medusa_num_heads": config.num_heads,
@@ -76,7 +76,7 @@ def import_heads(folder: Path | str, model: Decoder) -> MedusaHeads:
     """Read heads of either layout for this backbone; these files do not say which one they were trained with.
 
     Raises:
-        HeadsMismatch: the files are absent, damaged or of another width or vocabulary, or tensors are missing.
+        HeadsMismatch: the files are absent, damaged, incomplete or of another width or vocabulary.
     """
     folder = Path(folder)
     given = read_header(folder)

@@ -1,7 +1,7 @@
 """Prompts of three kinds, with held-out ones from other topics, modules and passages than those for training.
 
 ``chat``: questions about everyday topics, in the chat template of a model that has one. ``code``: signatures
-and docstrings of the Python standard library, to be continued. ``prose``: first words of a corpus's paragraphs.
+and docstrings of the Python standard library, to be continued. ``prose``: first words of paragraphs.
 """
 
 import ast

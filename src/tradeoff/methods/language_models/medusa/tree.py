@@ -1,8 +1,8 @@
 """Candidate trees: which of the heads' guesses one pass verifies, and how many of them pay.
 
-A node is a path (i_1, ..., i_m): the token at depth j is the i_j-th guess of head j. A set of nodes is a tree if it holds
-every prefix of its nodes (Cai et al., 2024, sections 2.1.2 and 2.3.3). Which nodes are worth their row of the pass is
-read off held-out text of the backbone; how many of them, off the measured cost of a pass.
+A node is a path (i_1, ..., i_m): the token at depth j is the i_j-th guess of head j. A set of nodes is a tree
+if it holds every prefix of its nodes (Cai et al., 2024, sections 2.1.2 and 2.3.3). Which nodes are worth their
+row of the pass is read off held-out text of the backbone; how many of them, off the measured cost of a pass.
 """
 
 import heapq
@@ -80,7 +80,7 @@ def grow(score: Callable[[Path], float], nodes: int, depth: int, top: int = TOP)
 
 
 def product_score(accuracies: Sequence[Sequence[float]]) -> Callable[[Path], float]:
-    """Gain of a node if heads were right independently: ``accuracies[j][i]`` is that of guess i of head j+1."""
+    """Gain of a node if heads were right independently; ``accuracies[j][i]`` of guess i of head j+1."""
 
     def score(path: Path) -> float:
         gain = 1.0
@@ -124,8 +124,8 @@ def replay(
 ) -> float:
     """Tokens per step of greedy decoding with a tree, on texts that the backbone wrote greedily.
 
-    Exact, since greedy decoding gives just these texts: each step goes on from where the last one ended, which
-    the mean over all rows does not know.
+    Exact, since greedy decoding gives just these texts: each step goes on from where the last one ended,
+    which the mean over all rows does not know.
 
     Args:
         ranks: of :func:`guess_ranks`.
@@ -138,10 +138,10 @@ def replay(
     for start, end in data.spans():
         end = end if limit is None else min(end, start + limit)
         row = start
-        while row < end:
+        while row < end - 1:  # the first token comes from the prompt's pass
             row += 1 + length[row]
             steps += 1
-        tokens += end - start
+        tokens += max(0, end - 1 - start)
     return tokens / max(steps, 1)
 
 
