@@ -1,7 +1,7 @@
 """Self-distillation: the backbone's own greedy continuations of prompts, with the hidden states behind them.
 
-Heads guess what this backbone says, so they learn from its own text (Cai et al., 2024, section 2.3.2), and the
-states are computed once, since the backbone does not change.
+Heads guess what this backbone says, so they learn from its own text (Cai et al., 2024, section 2.3.2), and
+the states are computed once, since the backbone does not change.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -21,8 +21,7 @@ from torch.nn import functional
 
 from tradeoff.core.errors import StoreError
 from tradeoff.core.files import read_json, write_json
-from tradeoff.nn.decoder import Decoder
-from tradeoff.nn.decoder.kernels import TORCH, Kernels
+from tradeoff.nn.decoder import TORCH, Decoder, Kernels
 
 from .errors import HeadsMismatch, InvalidSetting
 

@@ -2,9 +2,9 @@
 
     L = CE(logits_0(h_t), y_{t+1}) + lambda_0 sum_k decay^k CE(logits_k(h_t), y_{t+k+1})
 
-with a small lambda_0 and a higher learning rate of the heads, so that the backbone stays as good as it was (Cai
-et al., 2024, section 2.2.2). On text that the backbone wrote itself, the first term is ``KL(p_original || p_0)``
-instead; the original distribution is that of the network with its adapters switched off (section 2.3.2).
+with a small lambda_0 and a higher learning rate of the heads, so that the backbone stays as good as it was
+(Cai et al., 2024, section 2.2.2). On text that the backbone wrote itself, the first term is instead
+``KL(p_original || p_0)``, where p_original is the network's answer without its adapters (section 2.3.2).
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from torch.nn import functional
 from torch.utils.data import TensorDataset
 
 from tradeoff.core.errors import MissingExtra
-from tradeoff.nn.decoder import Decoder
+from tradeoff.nn.decoder import TORCH, Decoder
 from tradeoff.nn.fit import FitConfig, History, fit
 from tradeoff.nn.losses import distillation
 
@@ -77,6 +77,7 @@ def train_jointly(
         TrainingDiverged: the loss is no finite number.
     """
     trained = [p for p in heads.parameters() if p.requires_grad]
+    model.kernels = heads.kernels = TORCH  # which have gradients
     add_adapters(model, adapters or Adapters())
 
     def loss(pair: nn.Module, ids: Tensor, targets: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import TensorDataset
 
+from tradeoff.nn.decoder import TORCH
 from tradeoff.nn.decoder.layers import at_least_float32
 from tradeoff.nn.fit import FitConfig, History, fit
 
@@ -76,6 +77,7 @@ def train_heads(
         InvalidSetting: no reply is long enough to hold a label.
         TrainingDiverged: the loss is no finite number.
     """
+    heads.kernels = TORCH  # which has gradients
     labels = heads.draft_ids(data.labels(heads.num_heads), outside=IGNORED)
     useful = (labels != IGNORED).any(1)
     if not useful.any():

@@ -1,8 +1,8 @@
 """Candidate trees: which of the heads' guesses one pass verifies, and how many of them pay.
 
 A node is a path (i_1, ..., i_m): the token at depth j is the i_j-th guess of head j. A set of nodes is a tree
-if it holds every prefix of its nodes (Cai et al., 2024, sections 2.1.2 and 2.3.3). Which nodes are worth their
-row of the pass is read off held-out text of the backbone; how many of them, off the measured cost of a pass.
+if it holds every prefix of its nodes (Cai et al., 2024, sections 2.1.2 and 2.3.3). Which nodes are worth
+their row of the pass is read off held-out text of the backbone; how many, off the measured cost of a pass.
 """
 
 import heapq
