@@ -344,7 +344,7 @@ def check(cache: KVCache, model: Tokens) -> None:
                 assert torch.equal(held, wanted), name
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(st.data())
 def test_cache_operations_equal_lists_of_tokens(data: st.DataObject) -> None:
     batch = data.draw(st.integers(1, 3))

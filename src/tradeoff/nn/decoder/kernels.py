@@ -11,12 +11,16 @@ from tradeoff.nn.decoder.masks import Visibility
 
 
 class Kernels(Protocol):
-    """Linear layers and attention; ``decoder.kernels = mine`` replaces them everywhere."""
+    """Linear layers, gates and attention; ``decoder.kernels = mine`` replaces them everywhere."""
 
     def linear(
         self, x: Float[Tensor, "... inputs"], weight: Float[Tensor, "outputs inputs"], bias: Tensor | None
     ) -> Float[Tensor, "... outputs"]:
         """``x W^T + b``."""
+        ...
+
+    def swiglu(self, gate: Float[Tensor, "*shape"], up: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """``silu(gate) * up``, element by element."""
         ...
 
     def attention(
@@ -52,6 +56,10 @@ class TorchKernels:
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """See :class:`Kernels`."""
         return functional.linear(x, weight, bias)
+
+    def swiglu(self, gate: Tensor, up: Tensor) -> Tensor:
+        """See :class:`Kernels`."""
+        return functional.silu(gate) * up
 
     def attention(
         self, query: Tensor, keys: Tensor, values: Tensor, visible: Visibility, scale: float

@@ -4,10 +4,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tradeoff.nn.decoder.layers import Linear
+from tradeoff.nn.decoder.layers import Linear, UsesKernels
 
 
-class SwiGLU(nn.Module):
+class SwiGLU(UsesKernels):
     """``W_down (silu(W_gate x) * W_up x)`` (Shazeer, 2020)."""
 
     def __init__(self, dim: int, hidden: int, bias: bool = False) -> None:
@@ -18,7 +18,7 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows dim"]:
         """Apply to the last dimension."""
-        out: Tensor = self.down(functional.silu(self.gate(x)) * self.up(x))
+        out: Tensor = self.down(self.kernels.swiglu(self.gate(x), self.up(x)))
         return out
 
 

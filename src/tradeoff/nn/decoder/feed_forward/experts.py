@@ -35,7 +35,8 @@ class Experts(UsesKernels):
         up = linear(x, self.up[expert], None)
         if self.gate is None:
             return linear(functional.gelu(up), self.down[expert], None)
-        return linear(functional.silu(linear(x, self.gate[expert], None)) * up, self.down[expert], None)
+        gated = self.kernels.swiglu(linear(x, self.gate[expert], None), up)
+        return linear(gated, self.down[expert], None)
 
     def forward(
         self, x: Float[Tensor, "tokens dim"], routing: Routing, dispatch: Dispatch
@@ -53,7 +54,9 @@ class Experts(UsesKernels):
 
     def _dense(self, x: Tensor, routing: Routing) -> Tensor:
         hidden = x @ self.up.mT
-        hidden = functional.gelu(hidden) if self.gate is None else functional.silu(x @ self.gate.mT) * hidden
+        hidden = (
+            functional.gelu(hidden) if self.gate is None else self.kernels.swiglu(x @ self.gate.mT, hidden)
+        )
         return torch.einsum("te,etd->td", routing.gates().to(x.dtype), hidden @ self.down.mT)
 
     def _grouped(self, x: Tensor, routing: Routing) -> Tensor:
@@ -78,7 +81,7 @@ class Experts(UsesKernels):
             up = product(rows, self.up)
             if self.gate is None:
                 return product(functional.gelu(up), self.down)
-            return product(functional.silu(product(rows, self.gate)) * up, self.down)
+            return product(self.kernels.swiglu(product(rows, self.gate), up), self.down)
         sizes = counts.tolist()
         parts = enumerate(torch.split(rows, sizes))
         return torch.cat([self.run(expert, part) for expert, part in parts if len(part)])
