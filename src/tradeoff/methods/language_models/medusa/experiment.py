@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from tradeoff.core.context import Context
+from tradeoff.core.files import digest
 from tradeoff.engines.decoding import NativeKernels, PromptLookup
 from tradeoff.nn.fit import FitConfig
 
@@ -110,8 +109,7 @@ def check_texts(backbone: Backbone, settings: Settings, seed: int, context: Cont
         for kind in KINDS:
             chosen = texts.prompts[kind][: settings.checked_prompts]
             tallies = compare(ways, chosen, settings.checked_tokens, advance=lambda: bar.advance(1))
-            row = _speed(tallies["medusa"], tallies["plain"])
-            rows[f"medusa, all prompts|{kind}|{settings.parts[-1]}"] = {**row, "texts": tallies["plain"].texts}
+            rows[f"medusa|{kind}|{settings.parts[-1]}"] = _speed(tallies["medusa"], tallies["plain"])
     return rows
 
 
@@ -149,9 +147,7 @@ def train_part(
 
     key = {
         "medusa heads": fresh.config.backbone,
-        "tokens": data.num_tokens,
-        "first": list(data.replies[0]),
-        "last": list(data.replies[-1]),
+        "texts": digest([list(reply) for reply in data.replies]),
         "heads": settings.num_heads,
         "draft_vocab": settings.draft_vocab,
         "training": config.model_dump(mode="json"),
@@ -217,14 +213,8 @@ def _heads(found: Trained, held_out: Distilled) -> dict[str, float]:
     ranks = guess_ranks(found.heads, held_out)
     return {
         "accuracy": head_accuracy(ranks, held_out)[0],
-        "nodes": float(len(found.calibration.paths)),
+        "draft_tokens": float(len(found.calibration.paths)),
         "step_cost": found.calibration.cost[len(found.calibration.paths)],
         "parameters": float(found.heads.trained_parameters),
         "training_seconds": found.seconds,
     }
-
-
-def use_threads(count: int | None) -> None:
-    """Threads of torch and of the native kernels."""
-    if count is not None:
-        torch.set_num_threads(count)

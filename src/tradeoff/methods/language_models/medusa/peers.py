@@ -1,7 +1,7 @@
 """Greedy decoding of transformers with the same weights: plain, prompt lookup, and self-speculation.
 
-No smaller model of SmolLM2's family is in a package, so assisted decoding has the network's own first layers as
-assistant (early exit), which needs no second checkpoint.
+No smaller model of SmolLM2's family is in a package, so assisted decoding has the network's own first layers
+as assistant (early exit), which needs no second checkpoint.
 """
 
 from collections.abc import Callable, Sequence

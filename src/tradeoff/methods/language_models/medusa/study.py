@@ -35,10 +35,14 @@ class MedusaRecipe(Recipe):
     num_heads: int = Field(3, ge=1, description="heads")
     draft_vocab: int | None = Field(4096, ge=1, description="tokens that heads can guess; null for all")
     training: FitConfig = Field(description="of the heads")
-    parts: list[float] = Field([WHOLE], description="of the continuations that heads are trained on, each a row")
+    parts: list[float] = Field(
+        [WHOLE], description="of the continuations that heads are trained on, each a row"
+    )
     max_nodes: int = Field(32, ge=1, description="of a tree")
     nodes: int | None = Field(None, description="of the tree; null for the number that is predicted fastest")
-    checked_prompts: int = Field(67, ge=0, description="of each kind, whose text must be that of the plain loop")
+    checked_prompts: int = Field(
+        67, ge=0, description="of each kind, whose text must be that of the plain loop"
+    )
     checked_tokens: int = Field(24, ge=2, description="of these texts")
     timed_prompts: int = Field(3, ge=1, description="of each kind, decoded by every variant in turn")
     timed_tokens: int = Field(32, ge=2, description="of these texts")
@@ -52,10 +56,12 @@ class MedusaRecipe(Recipe):
 
     @pydantic.model_validator(mode="after")
     def _parts(self) -> "MedusaRecipe":
-        if not self.parts or sorted(set(self.parts)) != self.parts or not 0 < self.parts[0]:
+        if not self.parts or sorted(set(self.parts)) != self.parts or self.parts[0] <= 0:
             raise ValueError(f"parts are increasing numbers above 0, not {self.parts}")
         if self.parts[-1] != WHOLE:
             raise ValueError(f"the last part is {WHOLE}, not {self.parts[-1]}")
+        if self.checked_prompts == self.timed_prompts:
+            raise ValueError("checked_prompts and timed_prompts differ, so that rows can be told apart")
         return self
 
 
@@ -72,12 +78,17 @@ class MedusaStudy(Method[MedusaRecipe]):
         fixed = ["plain", "prompt-lookup", *(["untrained"] if recipe.untrained else []), *recipe.peers]
         cells: list[tuple[str, dict[str, Any], int]] = []
         for kind in KINDS:
-            cells += [(name, {"kind": kind, "part": 0.0}, recipe.seeds) for name in fixed]
-            cells += [("medusa", {"kind": kind, "part": part}, recipe.seeds) for part in recipe.parts]
-            if recipe.checked_prompts:
-                cells.append(("medusa, all prompts", {"kind": kind, "part": WHOLE}, 1))
+            few, many = recipe.timed_prompts, recipe.checked_prompts
+            rows = [(name, 0.0) for name in fixed] + [("medusa", part) for part in recipe.parts]
+            cells += [
+                (name, {"kind": kind, "part": part, "prompts": few}, recipe.seeds) for name, part in rows
+            ]
+            if many:
+                cells.append(("medusa", {"kind": kind, "part": WHOLE, "prompts": many}, 1))
         if recipe.joint is not None:
-            cells += [(name, {"kind": "bytes", "part": WHOLE}, recipe.seeds) for name in BYTES_VARIANTS]
+            few = recipe.joint.prompts
+            setting = {"kind": "bytes", "part": WHOLE, "prompts": few}
+            cells += [(name, setting, recipe.seeds) for name in BYTES_VARIANTS]
         return [
             Trial(variant=variant, setting=setting, seed=seed)
             for variant, setting, seeds in cells
@@ -89,12 +100,9 @@ class MedusaStudy(Method[MedusaRecipe]):
         if recipe.threads is not None:
             torch.set_num_threads(recipe.threads)
         kind = str(trial.setting["kind"])
-        if kind == "bytes":
-            rows = _cached("bytes", recipe, context, trial.seed)
-        elif trial.variant == "medusa, all prompts":
-            rows = _cached("check", recipe, context, trial.seed)
-        else:
-            rows = _cached("comparison", recipe, context, trial.seed)
+        few = trial.setting["prompts"] == recipe.timed_prompts
+        what = "bytes" if kind == "bytes" else "comparison" if few else "check"
+        rows = _cached(what, recipe, context, trial.seed)
         row = rows[f"{trial.variant}|{kind}|{trial.setting['part']}"]
         return Outcome(trial=trial, metrics={name: _metric(name, value) for name, value in row.items()})
 

@@ -8,7 +8,7 @@ their row of the pass is read off held-out text of the backbone; how many, off t
 import heapq
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Int
@@ -170,6 +170,11 @@ class Calibration:
     def predicted(self) -> float:
         """Predicted speed-up of the tree that was chosen; 1 for plain decoding."""
         return self.speedup[len(self.paths)]
+
+    def with_nodes(self, nodes: int) -> "Calibration":
+        """The best tree of this size in place of the one that was chosen."""
+        paths = tuple(sorted(self.order[:nodes], key=lambda path: (len(path), path)))
+        return replace(self, paths=paths)
 
 
 def calibrate_tree(
