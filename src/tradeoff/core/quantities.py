@@ -117,7 +117,7 @@ _TABLE = (
         ),
         ("product_seconds", "s", "processor time (on a GPU: its time) of one product with a sparse matrix"),
         ("preprocessing_seconds", "s", "time to prepare a graph for its products"),
-        ("step_cost", "", "time of a step that verifies guesses, making them included, over that of a plain one"),
+        ("step_cost", "", "time of a step that makes and verifies guesses, over that of a plain step"),
         ("slowdown", "", "time over that of this project's product by rows, measured by turns"),
         ("training_loss", "", "the training objective on the training examples after the last step"),
         ("aggregation_seconds", "s", "part of an epoch that sums over neighbors take, forward and backward"),

@@ -94,7 +94,7 @@ def test_accepted_needs_the_whole_path() -> None:
 
 def test_calibration_chooses_by_cost(model: Decoder, data: Distilled) -> None:
     heads = MedusaHeads.from_backbone(model)
-    
+
     cheap = StepCost((1, 33), (1.0, 1.0), 1.0)
     found = calibrate_tree(heads, data, cheap, max_nodes=12)
     assert list(found.tokens_per_step) == sorted(found.tokens_per_step)

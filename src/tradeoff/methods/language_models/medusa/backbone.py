@@ -27,13 +27,13 @@ class Backbone:
         model: in evaluation mode.
         tokenizer: of transformers, or :class:`ByteTokenizer`.
         end_tokens: ids that end a text.
-        folder: of the checkpoint, for programs that read it themselves; None for a random model.
+        checkpoint: folder or name, for programs that read it themselves; None for a random model.
     """
 
     model: Decoder
     tokenizer: Any
     end_tokens: tuple[int, ...]
-    folder: Path | None
+    checkpoint: str | None
 
 
 def load_backbone(source: str, device: str = "cpu") -> Backbone:
@@ -56,7 +56,8 @@ def load_backbone(source: str, device: str = "cpu") -> Backbone:
     model = from_pretrained(folder if folder.exists() else source)
     tokenizer = load_tokenizer(folder if folder.exists() else source)
     known = folder if folder.is_dir() else None
-    return Backbone(model.to(device), tokenizer, _end_tokens(tokenizer, known), known)
+    checkpoint = source if known is None else str(known)
+    return Backbone(model.to(device), tokenizer, _end_tokens(tokenizer, known), checkpoint)
 
 
 def random_backbone(seed: int = 0, device: str = "cpu") -> Backbone:

@@ -68,8 +68,7 @@ class BytesSettings(pydantic.BaseModel):
 def run_bytes(settings: BytesSettings, seed: int, context: Context) -> Rows:
     """Heads that are trained alone, with the decoder on the corpus, and with it on its own text.
 
-    All have the same decoder to begin with and as many updates of the heads. The loss is that of the decoder's
-    own output layer on held-out text of the corpus.
+    All begin with the same decoder. The loss is that of its own output layer on held-out text of the corpus.
     """
     model = _backbone(settings, seed, context)
     data = text.load(settings.corpus, "train").windows(settings.length)

@@ -183,8 +183,8 @@ CLAIMS = (
         same_text,
     ),
     Claim(
-        "It is at least 1.3 times as fast as plain decoding with the same kernels, on average over chat, code "
-        "and prose",
+        "It is at least 1.3 times as fast as plain decoding with the same kernels, on average over chat, "
+        "code and prose",
         "abstract: over 2.2 times, on a GPU; the threshold is ours, for a CPU core and 135 M parameters",
         faster_than_plain,
     ),
@@ -193,8 +193,8 @@ CLAIMS = (
         "Heads that learn from more of the backbone's text give more tokens per step", "ours", more_text_helps
     ),
     Claim(
-        "The first head's first guess is right at least 10 points more often than before training, on held-out "
-        "text",
+        "The first head's first guess is right at least 10 points more often than before training, on "
+        "held-out text",
         "the threshold is ours",
         heads_learn,
     ),

@@ -64,8 +64,8 @@ class MedusaProposer:
 class MedusaDecoder:
     """A backbone with its heads and a tree, ready to write.
 
-    Without nodes in the tree, as :func:`calibrate_tree` answers where no tree pays, it decodes plainly, and no
-    head is evaluated.
+    Without nodes in the tree, as :func:`calibrate_tree` answers where no tree pays, it decodes plainly, and
+    no head is evaluated.
 
     Args:
         model: the backbone, with the kernels to decode with.

@@ -14,6 +14,7 @@ from .comparison import Tally, Way, compare, engine_way
 from .cost import StepCost, measure_cost
 from .decoding import MedusaDecoder
 from .distillation import Distilled
+from .errors import InvalidSetting
 from .heads import MedusaHeads, frequent_tokens
 from .peers import Peer, make_peers
 from .prompts import KINDS
@@ -191,9 +192,11 @@ def _ways(
     ways |= {f"{variant}|{part}": _way(backbone, found) for (variant, part), found in trained.items()}
     ways["prompt-lookup|0.0"] = engine_way(model, PromptLookup(), ends)
     if settings.peers:
-        if backbone.folder is None:
-            raise ValueError("the decoders of transformers need a checkpoint; this backbone has none")
-        for name, decode in make_peers(backbone.folder, ends, settings.exit_layer, settings.peers).items():
+        if backbone.checkpoint is None:
+            raise InvalidSetting("the decoders of transformers need a checkpoint; this backbone has none")
+        for name, decode in make_peers(
+            backbone.checkpoint, ends, settings.exit_layer, settings.peers
+        ).items():
             ways[f"{name}|0.0"] = lambda prompt, count, decode=decode: (decode(prompt, count), 0)
     return ways
 

@@ -5,7 +5,6 @@ as assistant (early exit), which needs no second checkpoint.
 """
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -20,12 +19,12 @@ LOOKUP_TOKENS = 3
 
 
 def make_peers(
-    folder: Path, end_tokens: Sequence[int], exit_layer: int, names: Sequence[Peer]
+    checkpoint: str, end_tokens: Sequence[int], exit_layer: int, names: Sequence[Peer]
 ) -> dict[str, Decode]:
     """Decoders of transformers by name.
 
     Args:
-        folder: of the checkpoint.
+        checkpoint: folder or name.
         end_tokens: that end a text.
         exit_layer: layers of the assistant.
         names: which.
@@ -37,7 +36,7 @@ def make_peers(
         from transformers import AutoModelForCausalLM
     except ImportError as error:
         raise MissingExtra("transformers", "llm") from error
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
     settings: dict[str, dict[str, int]] = {
         "transformers": {},
         "transformers prompt-lookup": {"prompt_lookup_num_tokens": LOOKUP_TOKENS},

@@ -1,4 +1,4 @@
-"""Heads for a model of one's own: trained by one call, kept in a folder with their tree, and used from there."""
+"""Heads for a model of one's own: trained by one call, kept in a folder with their tree, and used."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -60,7 +60,7 @@ def train_for(
     seed: int = 0,
     say: Callable[[str], None] = lambda line: None,
 ) -> Calibration:
-    """Self-distill, train, calibrate and keep the result in a folder; see the command ``train`` for the arguments.
+    """Self-distill, train, calibrate and keep the result in a folder; the arguments are those of ``train``.
 
     Raises:
         InvalidSetting: too few prompts, or a number out of range.

@@ -74,7 +74,7 @@ class MedusaStudy(Method[MedusaRecipe]):
     timed = True
 
     def trials(self, recipe: MedusaRecipe) -> list[Trial]:
-        """Each way to decode on each kind of prompts; the long check of equality with the first seed alone."""
+        """Each way to decode on each kind of prompts; the long check of equality with one seed alone."""
         fixed = ["plain", "prompt-lookup", *(["untrained"] if recipe.untrained else []), *recipe.peers]
         cells: list[tuple[str, dict[str, Any], int]] = []
         for kind in KINDS:
