@@ -9,6 +9,7 @@ import random
 import re
 import sysconfig
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -52,12 +53,7 @@ def make_prompts(kind: Kind, count: int, split: Split, corpus: str = "foldoc", s
     """
     if kind not in KINDS:
         raise InvalidSetting(f"prompts are {', '.join(KINDS)}, not {kind!r}")
-    if kind == "prose":
-        every = sorted(set(_prose(corpus, split)))
-    else:
-        sources = sorted(TOPICS.read_text().splitlines() if kind == "chat" else _modules())
-        chosen = [x for i, x in enumerate(sources) if (i % HELD_OUT == 0) == (split == "held-out")]
-        every = sorted({prompt for x in chosen for prompt in (_chat(x) if kind == "chat" else _code(x))})
+    every = list(_all_prompts(kind, split, corpus))
     if count > len(every):
         raise InvalidSetting(f"there are {len(every)} {kind} prompts ({split}), not {count}")
     random.Random(seed).shuffle(every)
@@ -95,6 +91,15 @@ class ByteTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """What is no UTF-8 becomes a replacement character."""
         return bytes(ids).decode(errors="replace")
+
+
+@cache
+def _all_prompts(kind: Kind, split: Split, corpus: str) -> tuple[str, ...]:
+    if kind == "prose":
+        return tuple(sorted(set(_prose(corpus, split))))
+    sources = sorted(TOPICS.read_text().splitlines() if kind == "chat" else _modules())
+    chosen = [x for i, x in enumerate(sources) if (i % HELD_OUT == 0) == (split == "held-out")]
+    return tuple(sorted({prompt for x in chosen for prompt in (_chat(x) if kind == "chat" else _code(x))}))
 
 
 def _chat(topic: str) -> Iterator[str]:
