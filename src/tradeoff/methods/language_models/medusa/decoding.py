@@ -29,6 +29,7 @@ class MedusaProposer:
         paths: the tree; see :func:`check_paths`.
 
     Attributes:
+        nodes: of the tree, its root not counted.
         calls: how often the heads were evaluated.
 
     Raises:
@@ -38,6 +39,7 @@ class MedusaProposer:
     def __init__(self, heads: MedusaHeads, paths: Sequence[Path]) -> None:
         self.heads = heads
         self.paths = check_paths(paths, heads.num_heads, heads.table.shape[-2])
+        self.nodes = len(self.paths)
         self.calls = 0
         place = {path: node for node, path in enumerate(self.paths)}
         self.parents = tuple(place.get(path[:-1], -1) for path in self.paths)
@@ -47,11 +49,6 @@ class MedusaProposer:
         ]
         starts = [sum(self._top[:level]) for level in range(depth)]
         self._columns = torch.tensor([starts[len(path) - 1] + path[-1] for path in self.paths])
-
-    @property
-    def nodes(self) -> int:
-        """Of the tree, its root not counted."""
-        return len(self.paths)
 
     @torch.no_grad()
     def propose(self, front: Front) -> Draft:

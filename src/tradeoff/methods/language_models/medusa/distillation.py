@@ -118,7 +118,9 @@ class Distilled:
         with safe_open(file, framework="pt") as opened:
             names = opened.metadata()["groups"].split("\n")
         split = {
-            name: tuple(tuple(part.tolist()) for part in tensors[name].split(tensors[lengths].tolist()))
+            name: tuple(
+                tuple(part.tolist()) for part in torch.split(tensors[name], tensors[lengths].tolist())
+            )
             for name, lengths in (("prompts", "prompt_lengths"), ("replies", "reply_lengths"))
         }
         groups = tuple(names[i] for i in tensors["groups"].tolist())
@@ -131,6 +133,10 @@ class Distilled:
             turn[group] = turn.get(group, -1) + 1
             order.append((turn[group], i))
         return [i for _, i in sorted(order)]
+
+
+def _cut(flat: Tensor, lengths: Tensor) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(part.tolist()) for part in torch.split(flat, lengths.tolist()))
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from .decoding import MedusaDecoder
 from .distillation import Distilled
 from .errors import InvalidSetting
 from .heads import MedusaHeads, frequent_tokens
-from .peers import Peer, make_peers
+from .peers import Decode, Peer, make_peers
 from .prompts import KINDS
 from .texts import Prompts, distilled, prompts_of
 from .training import guess_ranks, head_accuracy, train_heads
@@ -197,8 +197,12 @@ def _ways(
         for name, decode in make_peers(
             backbone.checkpoint, ends, settings.exit_layer, settings.peers
         ).items():
-            ways[f"{name}|0.0"] = lambda prompt, count, decode=decode: (decode(prompt, count), 0)
+            ways[f"{name}|0.0"] = _peer_way(decode)
     return ways
+
+
+def _peer_way(decode: Decode) -> Way:
+    return lambda prompt, count: (decode(prompt, count), 0)
 
 
 def _speed(tally: Tally, plain: Tally) -> dict[str, float]:

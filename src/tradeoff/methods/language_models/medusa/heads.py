@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import torch
 from jaxtyping import Float, Int
@@ -83,8 +83,13 @@ class MedusaHeads(nn.Module):
         multiplier: of the logits, the backbone's.
 
     Attributes:
+        table: see above.
+        token_map: see above.
         kernels: what multiplies by the table; assign the decoder's to decode with it.
     """
+
+    table: Tensor
+    token_map: Tensor | None
 
     def __init__(
         self, config: HeadsConfig, table: Tensor, token_map: Tensor | None, multiplier: float = 1.0
@@ -130,7 +135,8 @@ class MedusaHeads(nn.Module):
         token_map = None
         if draft_tokens is not None:
             token_map = draft_tokens.to(weight.device, torch.int64)
-            if len(token_map.unique()) < len(token_map) or not all(0 <= int(i) < vocab for i in token_map):
+            ids = token_map.tolist()
+            if len(set(ids)) < len(ids) or not all(0 <= token < vocab for token in ids):
                 raise InvalidSetting(f"draft tokens are different ids below {vocab}")
             weight = weight[token_map]
         config = HeadsConfig(
@@ -180,7 +186,7 @@ class MedusaHeads(nn.Module):
         else:
             logits = [self.head(k + 1, hidden) for k in range(len(counts))]
         found = [x.topk(count, -1).indices for x, count in zip(logits, counts, strict=True)]
-        return found if self.token_map is None else [cast(Tensor, self.token_map)[ids] for ids in found]
+        return found if self.token_map is None else [self.token_map[ids] for ids in found]
 
     def draft_ids(self, tokens: Int[Tensor, "*any"], outside: int) -> Int[Tensor, "*any"]:
         """Rows of the table that belong to tokens; ``outside`` for tokens that heads cannot guess.
@@ -190,7 +196,7 @@ class MedusaHeads(nn.Module):
         if self.token_map is None:
             return tokens
         rows = torch.full((self.config.vocab,), outside, device=tokens.device)
-        rows[self.token_map] = torch.arange(len(self.token_map), device=tokens.device)
+        rows[self.token_map.to(tokens.device)] = torch.arange(len(self.token_map), device=tokens.device)
         return torch.where(tokens < 0, tokens, rows[tokens.clamp(min=0)])
 
     @property
@@ -246,7 +252,7 @@ class MedusaHeads(nn.Module):
 
 def output_weight(model: Decoder) -> Float[Tensor, "vocab dim"]:
     """The output matrix of a decoder, which may be its embedding."""
-    return model.embedding.weight if model.head is None else cast(Tensor, model.head.weight)
+    return model.embedding.weight if model.head is None else model.head.weight
 
 
 def backbone_digest(model: Decoder) -> str:

@@ -161,14 +161,16 @@ def add_adapters(model: Decoder, settings: Adapters) -> None:
 def original_logits(model: Decoder, ids: Int[Tensor, "batch length"]) -> Float[Tensor, "batch length vocab"]:
     """Logits without the adapters: of the backbone as it was."""
     with _without_adapters(model):
-        return model(ids)
+        out: Tensor = model(ids)
+    return out
 
 
 def merge_adapters(model: Decoder) -> None:
     """Add the adapters to the weights and take them away; all weights can be trained again."""
     for parent in list(model.modules()):
-        for name, layer in list(parent.named_children()):
-            if hasattr(layer, "lora_A"):
+        for name, child in list(parent.named_children()):
+            if hasattr(child, "lora_A"):
+                layer: Any = child
                 layer.merge()
                 setattr(parent, name, layer.get_base_layer())
     model.requires_grad_(True)

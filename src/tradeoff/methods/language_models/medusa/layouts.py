@@ -7,17 +7,17 @@ vocabulary, ``token_map``. Published: ``K.B.linear.weight`` and ``.bias`` of blo
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from tradeoff.core.files import write_json
 from tradeoff.nn.decoder import Decoder
 
 from .errors import HeadsMismatch, InvalidSetting
-from .heads import MedusaHeads, read_header, read_tensors
+from .heads import MedusaHeads, ResidualBlock, read_header, read_tensors
 
 Layout = Literal["vllm", "public"]
 
@@ -130,9 +130,9 @@ def _public(heads: MedusaHeads) -> dict[str, Tensor]:
 
 def _linears(heads: MedusaHeads) -> list[tuple[int, int, str, Tensor]]:
     return [
-        (k, b, leaf, getattr(block.linear, leaf).data)
+        (k, b, leaf, getattr(cast(ResidualBlock, block).linear, leaf).data)
         for k, head in enumerate(heads.blocks)
-        for b, block in enumerate(head)
+        for b, block in enumerate(cast(nn.Sequential, head))
         for leaf in ("weight", "bias")
     ]
 

@@ -36,7 +36,8 @@ def make_peers(
         from transformers import AutoModelForCausalLM
     except ImportError as error:
         raise MissingExtra("transformers", "llm") from error
-    model: Any = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    model.eval()
     settings: dict[str, dict[str, int]] = {
         "transformers": {},
         "transformers prompt-lookup": {"prompt_lookup_num_tokens": LOOKUP_TOKENS},

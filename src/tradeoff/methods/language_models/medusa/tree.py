@@ -66,7 +66,7 @@ def grow(score: Callable[[Path], float], nodes: int, depth: int, top: int = TOP)
         depth: of the tree, K.
         top: guesses of a head.
     """
-    frontier = [(-score((rank,)), (rank,)) for rank in range(top)]
+    frontier: list[tuple[float, Path]] = [(-score((rank,)), (rank,)) for rank in range(top)]
     heapq.heapify(frontier)
     chosen: list[Path] = []
     while frontier and len(chosen) < nodes:
