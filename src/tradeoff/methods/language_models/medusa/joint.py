@@ -78,7 +78,9 @@ def train_jointly(
     """
     trained = [p for p in heads.parameters() if p.requires_grad]
     model.kernels = heads.kernels = TORCH  # which have gradients
-    add_adapters(model, adapters or Adapters())
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(config.seed)
+        add_adapters(model, adapters or Adapters())
 
     def loss(pair: nn.Module, ids: Tensor, targets: Tensor) -> Tensor:
         own, extra = pair(ids, targets)
