@@ -53,7 +53,8 @@ class Greedy:
 
     def decide(self, draft: Verified, random: np.random.Generator) -> Decision:
         """See :class:`Acceptance`."""
-        path, node = [], 0
+        path: list[int] = []
+        node = 0
         while True:
             token = draft.best(node)
             child = _child(draft, node, token)
@@ -85,7 +86,8 @@ class Sample:
         """See :class:`Acceptance`."""
         if self.temperature == 0:
             return Greedy().decide(draft, random)
-        path, node = [], 0
+        path: list[int] = []
+        node = 0
         while True:
             token = _draw(_probabilities(draft.scores(node), self.temperature, self.top_p), random)
             child = _child(draft, node, token)
@@ -100,8 +102,9 @@ class Rejection:
     """Samples from the model by trying guess after guess (Leviathan et al., 2023, for several candidates that
     were not drawn but chosen).
 
-    A child x is kept with its probability p(x); if it is rejected, p(x) becomes 0 and p is normalized anew for
-    the next. If none is left the token is drawn from what remains. The output has the model's distribution.
+    A child x is kept with its probability p(x); if it is rejected, p(x) becomes 0 and p is normalized anew
+    for the next. If none is left the token is drawn from what remains. The output has the model's
+    distribution.
 
     Args:
         temperature: divides the logits; 0 is greedy.

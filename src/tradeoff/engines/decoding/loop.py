@@ -25,8 +25,8 @@ class Generation:
 
     Attributes:
         ids: the new tokens; an end token is the last of them.
-        accept_lengths: tokens that each step gave: the guesses kept, and one behind them. The very first token
-            comes with the prompt, so these sum to one less than there are ids.
+        accept_lengths: tokens that each step gave: the guesses kept, and one behind them. The very first
+            token comes with the prompt, so these sum to one less than there are ids.
         finish: ``"eos"``, or ``"length"`` where the wanted number was reached.
         prefill_seconds: until the first token was chosen; of the whole batch.
         seconds: until the row was done, the prompt included; of the whole batch.
@@ -103,8 +103,8 @@ def generate_batch(
 ) -> list[Generation]:
     """Continue several texts in the same passes; each keeps its own guesses, and leaves when it is done.
 
-    Row r draws its random numbers from ``seed + r``. See :func:`generate`, whose output for every prompt alone
-    this is.
+    Row r draws its random numbers from ``seed + r``. See :func:`generate`, whose output for every prompt
+    alone this is.
     """
     run = _Run(model, prompts, max_new_tokens, proposer, acceptance, eos, processors, seed)
     run.prefill()
