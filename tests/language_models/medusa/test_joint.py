@@ -66,7 +66,7 @@ def test_heads_step_four_times_as_far(model: Decoder, data: Distilled) -> None:
     def remember(pair: Decoder) -> None:
         for name, parameter in pair.named_parameters():
             if "lora_B" in name:  # zero before
-                moved[name] = float(parameter.abs().max())
+                moved[name] = parameter.detach().abs().max().item()
         merge(pair)
 
     merge = module.merge_adapters
@@ -85,11 +85,11 @@ def test_heads_learn_and_belong_to_the_new_backbone(
     heads = MedusaHeads.from_backbone(model, 2)
     texts = padded_texts(data)
     before = module._Pair(model, heads, 0.8, False)(*texts.tensors)
-    config = FitConfig(steps=60, batch_size=12, optimizer="adamw", learning_rate=1e-3)
+    config = FitConfig(steps=30, batch_size=12, optimizer="adamw", learning_rate=2e-3)
     train_jointly(
         model, heads, texts, config, adapters=ADAPTERS, self_distilled=self_distilled, head_weight=0.5
     )
     after = module._Pair(model, heads, 0.8, False)(*texts.tensors)
-    assert float(after[1]) < 0.8 * float(before[1])
-    assert float(after[0]) < float(before[0]) + 0.3
+    assert after[1].item() < 0.85 * before[1].item()
+    assert after[0].item() < before[0].item() + 0.3
     heads.check(model)
