@@ -7,6 +7,7 @@ from pathlib import Path
 from tradeoff.core.context import Context
 from tradeoff.core.files import digest
 from tradeoff.engines.decoding import NativeKernels, PromptLookup
+from tradeoff.nn.decoder import TORCH
 from tradeoff.nn.fit import FitConfig
 
 from .backbone import Backbone
@@ -116,6 +117,7 @@ def check_texts(backbone: Backbone, settings: Settings, seed: int, context: Cont
 
 def load_texts(backbone: Backbone, settings: Settings, context: Context) -> Texts:
     """From the cache, or written now by the backbone."""
+    backbone.model.kernels = TORCH  # which are the faster ones for many rows
     tested = max(settings.checked_prompts, settings.timed_prompts)
     held_out = prompts_of(backbone, settings.held_out_prompts, "held-out", settings.corpus, skip=tested)
     train = prompts_of(backbone, settings.prompts, "train", settings.corpus)
