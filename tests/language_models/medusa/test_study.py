@@ -14,6 +14,7 @@ from tradeoff.methods.language_models.medusa.claims import (
     heads_learn,
     more_text_helps,
     same_text,
+    several_tokens_a_step,
     speed_is_explained,
     untrained_heads_cost_nothing,
 )
@@ -81,7 +82,7 @@ def outcomes(identical: float = 1.0, speedup: float = 1.5, guesses: float = 0.0)
     rows = []
     for kind in KINDS:
         rows.append(
-            outcome("medusa", kind, 1.0, 0, 67, identical=identical, speedup=9.0, tokens_per_step=9.0)
+            outcome("medusa", kind, 1.0, 0, 67, identical=identical, speedup=speedup, tokens_per_step=speedup)
         )
         for seed in range(3):
             shared = {"identical": 1.0, "step_cost": 1.2}
@@ -119,6 +120,7 @@ def test_claims_hold_and_fail() -> None:
     claims = (
         same_text,
         faster_than_plain,
+        several_tokens_a_step,
         more_text_helps,
         heads_learn,
         speed_is_explained,
@@ -129,6 +131,7 @@ def test_claims_hold_and_fail() -> None:
     assert same_text(outcomes()).numbers["prompts"] == 201
     assert same_text(outcomes(identical=0.98)).verdict is Verdict.FAILS
     assert faster_than_plain(outcomes(speedup=1.1)).verdict is Verdict.FAILS
+    assert several_tokens_a_step(outcomes(speedup=1.1)).verdict is Verdict.FAILS
     assert speed_is_explained(outcomes(speedup=1.1)).verdict is Verdict.FAILS
     assert untrained_heads_cost_nothing(outcomes(guesses=4)).verdict is Verdict.FAILS
 
