@@ -213,7 +213,7 @@ class RawPeer:
 
 
 def attack(act, **settings):
-    """The error at party 0 when its peer does what ``act(raw)`` does, and what ``act`` returned."""
+    """The error at party 0, which receives on, when its peer does ``act(raw)``, and what that returned."""
     caught = []
     listener = listen("127.0.0.1:0")
     config = make_config(["127.0.0.1:1", None], **{**QUICK, "recv_timeout": 10, **settings})
@@ -221,8 +221,8 @@ def attack(act, **settings):
     def victim():
         try:
             with Party(config, 0, listener=listener) as net:
-                value = net.recv(1)
-                caught.append(value)
+                while True:
+                    net.recv(1)
         except Exception as error:  # noqa: BLE001 - the test looks at it
             caught.append(error)
 
@@ -272,7 +272,7 @@ def forged(raw, **change):
 
 
 def replayed(raw):
-    frame = raw.frame(FrameType.DATA, GOOD, tag=5)
+    frame = raw.frame(FrameType.DATA, GOOD)
     raw.sock.sendall(frame + frame)
     return raw.hear_error()
 
@@ -322,11 +322,8 @@ ATTACKS = {
 def test_hostile_frames_give_their_error_and_an_error_frame(what):
     with no_leaks():
         error, said = attack(ATTACKS[what], max_message=1 << 20)
-    if what == "sequence number 2, expected 3":  # the first copy was fine, and may be delivered
-        assert isinstance(error, np.ndarray | MalformedFrame)
-    else:
-        assert isinstance(error, MalformedFrame)
-        assert what in str(error)
+    assert isinstance(error, MalformedFrame)
+    assert what in str(error)
     assert said is None or said["reason"] == "MalformedFrame"
 
 

@@ -69,7 +69,7 @@ def draw(found: Iterable[Curve], path: Path) -> None:
         for title in _panels(curve.layout):
             panels.setdefault(title, []).append(curve)
     look = looks(list(dict.fromkeys(curve.layout for curve in listed)))
-    figure = Figure(figsize=(4.6 * len(panels), 4.2), layout="constrained")
+    figure = Figure(figsize=(4.6 * len(panels), 4.8), layout="constrained")
     all_axes: Any = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axes, (title, mine) in zip(all_axes, panels.items(), strict=True):
         for curve in mine:
@@ -86,7 +86,7 @@ def draw(found: Iterable[Curve], path: Path) -> None:
         axes.set_xscale("log", base=2)
         axes.set_title(title)
         axes.set_xlabel("learning rate of the base")
-        axes.legend(fontsize=7)
+        axes.legend(fontsize=7, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.15), frameon=False)
     all_axes[0].set_ylabel("held-out loss, nats a byte")
     figure.savefig(path, dpi=150)
 
