@@ -265,6 +265,7 @@ def test_every_family_trains_heads_and_decodes_its_own_text(family: str, tmp_pat
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2400)  # two minutes of one core, which a busy machine may take long for
 def test_smollm2_decodes_its_own_text() -> None:
     try:
         backbone = load_backbone("smollm2")
