@@ -45,7 +45,7 @@ def more_servers(outcomes: Outcomes) -> Finding:
     three = cell(outcomes, "ssnet", 3, 1, SEMI_HONEST)
     five = cell(outcomes, "ssnet", 5, 2, SEMI_HONEST)
     agreement = five.mean("label_agreement")
-    numbers = {
+    numbers: dict[str, int | float | str] = {
         "label agreement": agreement,
         "bytes over those of three": five.mean("online_bytes") / three.mean("online_bytes"),
         "seconds over those of three": five.mean("latency") / three.mean("latency"),

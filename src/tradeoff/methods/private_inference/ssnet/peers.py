@@ -94,7 +94,8 @@ def write_network(path: Path, plan: op.Plan, x: NDArray[Any], frac_bits: int) ->
     for operator in plan:
         if isinstance(operator, op.Input):
             continue
-        number, layer = len(layers), {"kind": type(operator).__name__}
+        number = len(layers)
+        layer: dict[str, Any] = {"kind": type(operator).__name__}
         if isinstance(operator, op.Convolution | op.Linear):
             rows = len(operator.weight)
             bias = np.zeros(rows) if operator.bias is None else operator.bias
@@ -103,7 +104,6 @@ def write_network(path: Path, plan: op.Plan, x: NDArray[Any], frac_bits: int) ->
         elif not isinstance(operator, op.MaxPool | op.ReLU | op.Flatten):
             raise op.UnsupportedLayer(operator.name, "the script for MPyC does not know it")
         if isinstance(operator, op.Convolution | op.MaxPool):
-            window = {name: list(getattr(operator, name)) for name in ("kernel", "stride", "padding")}
-            layer |= window
+            layer |= {name: list(getattr(operator, name)) for name in ("kernel", "stride", "padding")}
         layers.append(layer)
     np.savez(path, layers=json.dumps(layers), x=np.asarray(x, float), frac_bits=frac_bits, **arrays)
