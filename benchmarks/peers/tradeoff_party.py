@@ -12,9 +12,9 @@ from worker import Arrays, serve
 
 from tradeoff.engines import two_party
 from tradeoff.engines.transport import Config, Party
+from tradeoff.engines.transport.prg import SEED_BYTES
 from tradeoff.engines.two_party.offline import Generator, dealt_source, run_dealer
 from tradeoff.engines.two_party.party import CLIENT, SETUP, Evaluator, announce_batch, learn_batch
-from tradeoff.engines.transport.prg import SEED_BYTES
 from tradeoff.engines.two_party.session import operator_row
 from tradeoff.nn.polynomial import Polynomial
 
