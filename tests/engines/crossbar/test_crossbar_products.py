@@ -33,7 +33,7 @@ def layer(
 
 
 def weights(outputs: int, inputs: int, seed: int = 0, bits: int = 8) -> torch.Tensor:
-    """Integer weights each of whose outputs holds the largest code, so that quantization leaves them alone."""
+    """Integer weights; each output holds the largest code, so that quantization leaves them alone."""
     largest = 2 ** (bits - 1) - 1
     generator = torch.Generator().manual_seed(seed)
     codes = torch.randint(-largest, largest + 1, (outputs, inputs), generator=generator)
