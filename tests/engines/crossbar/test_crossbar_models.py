@@ -190,7 +190,7 @@ def test_defects_lower_accuracy_with_their_rate():
 
 
 def test_costs_of_bert_base_by_hand():
-    """A 768x768 matrix in 128x128 crossbars of one-bit cells: 6 row blocks, 48 column blocks of 16 outputs."""
+    """A 768x768 matrix in 128x128 crossbars of one-bit cells: 6 row blocks, 48 blocks of 16 outputs."""
     square = layer_cost(Placement(CrossbarConfig(), 768, 768))
     assert square.crossbars == 6 * 48 == 288
     assert square.cells == 768 * 768 * 8 + 768  # and a column of ones for each input

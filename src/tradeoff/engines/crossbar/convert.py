@@ -44,12 +44,14 @@ class LayerReport:
     fast: bool
 
     def metrics(self) -> dict[str, Metric]:
-        """Its figures with their kinds; energy is that of one product, ``total_energy`` that of all."""
+        """Its figures with their kinds; ``energy`` and ``latency`` are those of one product, the totals those
+        of all, one after the other."""
         return {
             **self.cost.metrics(),
             "stuck": counted(self.stuck),
             "products": counted(self.products),
             "total_energy": modelled(self.products * self.cost.energy),
+            "total_latency": modelled(self.products * self.cost.latency),
         }
 
 
