@@ -1,5 +1,7 @@
 """Classifiers of texts on encoders of the BERT family."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -8,6 +10,22 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from tradeoff.core.errors import DataError, MissingExtra
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the warnings and progress of transformers."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 class TextClassifier(nn.Module):
@@ -41,16 +59,21 @@ class TextClassifier(nn.Module):
             raise MissingExtra("transformers", "llm") from error
         try:
             config = BertConfig.from_pretrained(folder, local_files_only=True)
-            encoder: Any = BertModel.from_pretrained(
-                folder, config=config, add_pooling_layer=False, local_files_only=True, use_safetensors=True
-            )
+            with _quiet():  # about the pooling layer, which is left out
+                encoder: Any = BertModel.from_pretrained(
+                    folder,
+                    config=config,
+                    add_pooling_layer=False,
+                    local_files_only=True,
+                    use_safetensors=True,
+                )
         except (OSError, ValueError) as error:
             raise DataError(f"{folder} holds no BERT encoder: {error}") from error
         return cls(encoder.float(), config.hidden_size, classes, config.pad_token_id or 0)
 
     def freeze_embeddings(self) -> None:
         """Train everything but the tables of words, positions and segments."""
-        for parameter in self.encoder.embeddings.parameters():
+        for parameter in self.encoder.get_submodule("embeddings").parameters():
             parameter.requires_grad_(False)
 
     def forward(self, ids: Int64[Tensor, "batch tokens"]) -> Float[Tensor, "batch classes"]:

@@ -13,7 +13,8 @@ from tradeoff.data import checkpoints
 from tradeoff.engines.crossbar import CrossbarModel, FaultModel, to_crossbar
 from tradeoff.nn.encoders import TextClassifier
 
-CLASSES = 6
+KINDS = (str, list, dict, int, Path)
+"""Classes: whose methods a sentence describes."""
 
 
 class Rounded(nn.Module):
@@ -41,15 +42,21 @@ def folder(require: Callable[[object, str], None]) -> Path:
 
 
 @pytest.fixture(scope="module")
-def ids(folder: Path) -> torch.Tensor:
-    """Sentences of the interpreter's own documentation."""
+def sentences(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids of sentences of the interpreter's own documentation, and their classes."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.enable_truncation(16)
     tokenizer.enable_padding(length=16)
-    lines = [text.strip().split("\n")[0] for module in (str, list, dict, int, Path) for text in _docs(module)]
-    return torch.tensor([encoding.ids for encoding in tokenizer.encode_batch(sorted(set(lines)))])
+    classes = {text.strip().split("\n")[0]: i for i, kind in enumerate(KINDS) for text in _docs(kind)}
+    ids = torch.tensor([encoding.ids for encoding in tokenizer.encode_batch(list(classes))])
+    return ids, torch.tensor(list(classes.values()))
+
+
+@pytest.fixture(scope="module")
+def ids(sentences: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    return sentences[0]
 
 
 def _docs(kind: type) -> list[str]:
@@ -57,9 +64,19 @@ def _docs(kind: type) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def model(folder: Path) -> TextClassifier:
-    torch.manual_seed(0)
-    return TextClassifier.from_pretrained(folder, CLASSES).eval()
+@torch.no_grad()
+def model(folder: Path, sentences: tuple[torch.Tensor, torch.Tensor]) -> TextClassifier:
+    """The encoder with a head that ridge regression fits."""
+    model = TextClassifier.from_pretrained(folder, len(KINDS)).eval()
+    ids, classes = sentences
+    states: list[torch.Tensor] = []
+    hook = model.head.register_forward_pre_hook(lambda _, args: states.append(args[0]))
+    model(ids)
+    hook.remove()
+    x, y = states[0], nn.functional.one_hot(classes).float()
+    model.head.weight.copy_(torch.linalg.solve(x.T @ x + 0.1 * torch.eye(384), x.T @ y).T)
+    model.head.bias.zero_()
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +84,8 @@ def placed(model: TextClassifier, ids: torch.Tensor) -> CrossbarModel:
     return to_crossbar(model, calibration=[ids[:64]], include=r"encoder\.layer", percentile=99.9)
 
 
-def test_without_defects_it_is_its_rounded_twin(model, placed, ids):
+def test_without_defects_it_is_its_rounded_twin(model, placed, sentences):
+    ids, classes = sentences
     twin = copy.deepcopy(model)
     for name, layer in placed.layers():
         assert layer.inputs.signed
@@ -78,8 +96,9 @@ def test_without_defects_it_is_its_rounded_twin(model, placed, ids):
     found = placed(ids)
     assert len(ids) > 150
     assert (found.argmax(1) == expected.argmax(1)).double().mean() >= 0.995
-    assert (found.argmax(1) == plain.argmax(1)).double().mean() >= 0.95
-    assert (found - expected).abs().max() < 0.1 * (plain - plain.mean(0)).abs().max()
+    right, right_plain = ((logits.argmax(1) == classes).double().mean() for logits in (found, plain))
+    assert right_plain > 0.8
+    assert right >= right_plain - 0.01
 
 
 def test_one_layer_cycle_by_cycle_is_the_fast_one_on_a_faulty_chip(placed):

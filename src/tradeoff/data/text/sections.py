@@ -148,8 +148,9 @@ def split(pairs: Iterable[Sequence[str]]) -> dict[str, LabelledTexts]:
     result = {}
     for part, rows in parts.items():
         shuffled = [rows[i] for i in generator.permutation(len(rows))]
-        texts, labels = zip(*shuffled, strict=True)
-        result[part] = LabelledTexts(texts, labels, SECTIONS)
+        result[part] = LabelledTexts(
+            tuple(text for text, _ in shuffled), tuple(label for _, label in shuffled), SECTIONS
+        )
     return result
 
 

@@ -299,8 +299,9 @@ def _first(split: Any, count: int | None) -> Any:
 def _batches(split: Any, count: int, size: int) -> Iterator[Any]:
     """Inputs of the first examples, batch by batch."""
     from torch import arange
+    from torch import split as parts
 
-    for positions in arange(min(count, len(split))).split(size):
+    for positions in parts(arange(min(count, len(split))), size):
         yield split[positions][0]
 
 

@@ -13,7 +13,7 @@ from enum import IntEnum
 from typing import Literal, Self
 
 import numpy as np
-from jaxtyping import Float32, Int8
+from jaxtyping import Float32, Int8, Int64
 
 from tradeoff.core.errors import UnknownName
 from tradeoff.core.suggest import did_you_mean
@@ -34,7 +34,7 @@ Transactions on Computers 64(1), 2015)."""
 class _Stream(IntEnum):
     """Independent streams of one crossbar: what is drawn from one never moves another."""
 
-    STUCK, KIND, PROGRAM, ROWS, COLUMNS = range(5)
+    CELLS, PROGRAM, ROWS, COLUMNS = range(4)
 
 
 @dataclass(frozen=True)
@@ -116,28 +116,33 @@ class FaultModel:
     def stuck(self, crossbar: int, rows: int, cols: int) -> Int8[np.ndarray, "rows cols"]:
         """The stuck cells of one crossbar: :data:`FREE`, :data:`STUCK_OFF` or :data:`STUCK_ON`.
 
-        One uniform decides whether a cell is stuck and another how, so that faults keep their kind when the
-        rate grows.
+        One uniform of 32 bits decides whether a cell is stuck and another how, so that faults keep their kind
+        when the rate grows.
         """
         stuck = np.full((rows, cols), FREE, np.int8)
         if self.rate:
-            hit = self._uniforms(crossbar, _Stream.STUCK, (rows, cols)) < self.rate
-            kinds = self._uniforms(crossbar, _Stream.KIND, (rows, cols))
-            stuck[hit] = np.where(kinds[hit] < self.on_share, STUCK_ON, STUCK_OFF)
+            hit, kinds = self._strike(crossbar, _Stream.CELLS, rows * cols, self.rate)
+            stuck.reshape(-1)[hit] = kinds
         if self.p_line:
-            for stream, count, lines in ((_Stream.ROWS, rows, stuck), (_Stream.COLUMNS, cols, stuck.T)):
-                draws = self._uniforms(crossbar, stream, (2, count))
-                hit = draws[0] < self.p_line
-                lines[hit] = np.where(draws[1][hit] < self.on_share, STUCK_ON, STUCK_OFF)[:, None]
+            for stream, lines in ((_Stream.ROWS, stuck), (_Stream.COLUMNS, stuck.T)):
+                hit, kinds = self._strike(crossbar, stream, len(lines), self.p_line)
+                lines[hit] = kinds[:, None]
         return stuck
 
     def deviations(self, crossbar: int, rows: int, cols: int) -> Float32[np.ndarray, "rows cols"]:
         """Standard normal deviation of each cell of one crossbar from what is programmed."""
-        return self._generator(crossbar, _Stream.PROGRAM).standard_normal((rows, cols), dtype=np.float32)
+        generator = np.random.Generator(self._philox(crossbar, _Stream.PROGRAM))
+        return generator.standard_normal((rows, cols), dtype=np.float32)
 
-    def _uniforms(self, crossbar: int, stream: _Stream, shape: tuple[int, int]) -> np.ndarray:
-        return self._generator(crossbar, stream).random(shape, dtype=np.float32)
+    def _strike(
+        self, crossbar: int, stream: _Stream, count: int, rate: float
+    ) -> tuple[Int64[np.ndarray, " struck"], Int8[np.ndarray, " struck"]]:
+        """Which of ``count`` things are stuck, and how."""
+        draws = self._philox(crossbar, stream).random_raw(count)
+        hit = np.flatnonzero((draws >> np.uint64(32)) < round(rate * 2**32))
+        on = (draws[hit] & np.uint64(2**32 - 1)) < round(self.on_share * 2**32)
+        return hit, np.where(on, STUCK_ON, STUCK_OFF).astype(np.int8)
 
-    def _generator(self, crossbar: int, stream: _Stream) -> np.random.Generator:
+    def _philox(self, crossbar: int, stream: _Stream) -> np.random.Philox:
         key = np.array([self.seed, crossbar], np.uint64)
-        return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, int(stream)]))
+        return np.random.Philox(key=key, counter=[0, 0, 0, int(stream)])

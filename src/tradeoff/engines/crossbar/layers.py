@@ -249,5 +249,5 @@ def _moved(block: RowBlock, device: torch.device) -> RowBlock:
 
 def _noise_seed(seed: int, crossbar: int) -> int:
     """Of the read noise of a layer: one of the chip's streams."""
-    (word,) = np.random.SeedSequence([seed, crossbar]).generate_state(1, np.uint64)
-    return int(word) >> 1
+    words: np.ndarray = np.random.SeedSequence([seed, crossbar]).generate_state(1, np.uint64)
+    return int(words[0]) >> 1
