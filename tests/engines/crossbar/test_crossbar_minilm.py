@@ -47,8 +47,8 @@ def sentences(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.enable_truncation(16)
-    tokenizer.enable_padding(length=16)
+    tokenizer.enable_truncation(12)
+    tokenizer.enable_padding(length=12)
     classes = {text.strip().split("\n")[0]: i for i, kind in enumerate(KINDS) for text in _docs(kind)}
     ids = torch.tensor([encoding.ids for encoding in tokenizer.encode_batch(list(classes))])
     return ids, torch.tensor(list(classes.values()))
@@ -102,15 +102,15 @@ def test_without_defects_it_is_its_rounded_twin(model, placed, sentences):
 
 
 def test_one_layer_cycle_by_cycle_is_the_fast_one_on_a_faulty_chip(placed):
-    placed.reprogram(FaultModel.preset("hfo2"))
     layer = placed.model.encoder.encoder.layer[0].output.dense
     x = torch.randn(4, 1536)
+    layer.program(FaultModel.preset("hfo2"))
     assert layer.fast
     fast = layer(x)
     layer.path = "slow"
     assert torch.equal(layer(x), fast)
     layer.path = "auto"
-    placed.reprogram(FaultModel())
+    layer.program(FaultModel())
 
 
 def test_crossbars_of_minilm(placed, ids):
@@ -120,4 +120,4 @@ def test_crossbars_of_minilm(placed, ids):
     placed.reset()
     placed(ids[:2])
     assert report.totals["stuck"].value == 0
-    assert placed.report().totals["products"].value == 36 * 2 * 16
+    assert placed.report().totals["products"].value == 36 * 2 * 12
