@@ -17,15 +17,16 @@ def _quiet() -> Iterator[None]:
     """Without the warnings and progress of transformers."""
     from transformers.utils import logging
 
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    tools: Any = logging  # its functions have no types
+    level, bars = tools.get_verbosity(), tools.is_progress_bar_enabled()
+    tools.set_verbosity_error()
+    tools.disable_progress_bar()
     try:
         yield
     finally:
-        logging.set_verbosity(level)
+        tools.set_verbosity(level)
         if bars:
-            logging.enable_progress_bar()
+            tools.enable_progress_bar()
 
 
 class TextClassifier(nn.Module):

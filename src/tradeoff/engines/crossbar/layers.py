@@ -238,7 +238,7 @@ class CrossbarConv2d(CrossbarLinear):
 
 def _rows(placement: Placement, row_block: int) -> int:
     used = placement.inputs_of(row_block)
-    return used.stop - used.start
+    return int(used.stop - used.start)
 
 
 def _moved(block: RowBlock, device: torch.device) -> RowBlock:
