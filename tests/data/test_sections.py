@@ -100,10 +100,10 @@ def test_minilm_is_found_without_an_import(tmp_path, monkeypatch):
 
 def test_a_workload_is_trained_once(tmp_path, monkeypatch):
     monkeypatch.setattr(workloads, "cache_folder", lambda *parts: tmp_path)
-    first = workloads.load_workload("mlp", "digits")
+    first = workloads.load_workload("lenet_300_100", "digits")
     monkeypatch.setattr(workloads, "fit", lambda *args, **kwargs: pytest.fail("trained twice"))
-    again = workloads.load_workload("mlp", "digits")
+    again = workloads.load_workload("lenet_300_100", "digits")
     x = first.test[torch.arange(3)][0]
     assert torch.equal(first.model(x), again.model(x))
     with pytest.raises(DataError, match="minilm or the folder"):
-        workloads.load_workload("mlp", "debian-sections")
+        workloads.load_workload("lenet_300_100", "debian-sections")

@@ -25,7 +25,18 @@ def test_cost_of_matrices():
 @pytest.mark.slow
 def test_simulate_writes_what_it_prints(tmp_path):
     out = tmp_path / "run.json"
-    words = ["crossbar", "simulate", "--model", "mlp", "--task", "digits", "--seeds", "3", "--out", str(out)]
+    words = [
+        "crossbar",
+        "simulate",
+        "--model",
+        "lenet_300_100",
+        "--task",
+        "digits",
+        "--seeds",
+        "3",
+        "--out",
+        str(out),
+    ]
     done = tradeoff(*words, "--rate", "0", "--rate", "0.2", "--examples", "200")
     assert done.returncode == 0, done.stderr
     assert "floating point" in done.stdout
@@ -57,7 +68,7 @@ def test_wrong_options_end_with_one_line_before_any_work(words, message):
 
     from tradeoff.engines.crossbar.commands import app
 
-    result = CliRunner().invoke(app, ["simulate", "--model", "mlp", "--task", "digits", *words])
+    result = CliRunner().invoke(app, ["simulate", "--model", "lenet_300_100", "--task", "digits", *words])
     assert result.exit_code != 0
     assert message in result.output + str(result.exception)
     assert result.exception is not None

@@ -236,14 +236,16 @@ def test_chips_that_are_stuck_altogether(cell_bits, on):
 
 @pytest.mark.parametrize("inputs", [1024, 1025, 2500])
 def test_long_sums_are_exact(inputs):
-    """The largest sums that there can be, beyond 2^24 from 1025 inputs on."""
+    """The largest sums that there can be, beyond 2^24 from 1041 inputs on, and odd: they need the last bit."""
     w = torch.full((2, inputs), 127.0)
     w[1] = -127.0
     x = torch.full((1, inputs), 127.0)
+    x[0, -1] = 2.0 if inputs % 2 == 0 else 1.0
+    expected = int(x.long().sum()) * 127
     placed = layer(w, CrossbarConfig(adc_bits=None))
-    assert placed.multiply(x).double()[0].tolist() == [127 * 127 * inputs, -127 * 127 * inputs]
+    assert placed.multiply(x).double()[0].tolist() == [expected, -expected]
     faulty = layer(w, CrossbarConfig(adc_bits=None), FaultModel(0.0, 1.0))
-    assert faulty.multiply(x).double()[0].tolist() == [-128 * 127 * inputs] * 2
+    assert faulty.multiply(x).double()[0].tolist() == [-128 * int(x.long().sum())] * 2
 
 
 @pytest.mark.parametrize("precision", ["medium", "highest"])

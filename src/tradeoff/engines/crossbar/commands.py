@@ -46,7 +46,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and 
 def simulate(
     context: typer.Context,
     model: Annotated[
-        str, typer.Option(help="minilm, the folder of a BERT encoder, or an architecture such as mlp.")
+        str,
+        typer.Option(help="minilm, the folder of a BERT encoder, or an architecture such as lenet_300_100."),
     ],
     task: Annotated[str, typer.Option(help="debian-sections, fashion-mnist, digits, or a folder of images.")],
     weights: Annotated[

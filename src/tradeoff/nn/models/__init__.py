@@ -21,7 +21,7 @@ ARCHITECTURES: dict[str, tuple[str, str]] = {
     "vgg16": ("vgg", "VGG16"),
     "mobilenet_v2": ("mobilenet", "MobileNetV2"),
     "efficientnet_b2": ("efficientnet", "EfficientNetB2"),
-    "mlp": ("small", "MLP"),
+    "lenet_300_100": ("small", "LeNet300"),
     "small_cnn": ("small", "SmallCNN"),
     "pair_cnn": ("small", "PairCNN"),
     "pooled_cnn": ("small", "PooledCNN"),

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 
-class MLP(nn.Module):
+class LeNet300(nn.Module):
     """Three linear layers (300, 100 hidden units) with ReLU: LeNet-300-100 (LeCun et al., 1998).
 
     Shape: ``(batch, channels, height, width)`` to ``(batch, num_classes)``.
