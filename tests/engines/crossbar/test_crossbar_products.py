@@ -236,7 +236,7 @@ def test_chips_that_are_stuck_altogether(cell_bits, on):
 
 @pytest.mark.parametrize("inputs", [1024, 1025, 2500])
 def test_long_sums_are_exact(inputs):
-    """The largest sums that there can be, beyond 2^24 from 1041 inputs on, and odd: they need the last bit."""
+    """The largest sums there are, beyond 2^24 from 1041 inputs on, and odd: they need the last bit."""
     w = torch.full((2, inputs), 127.0)
     w[1] = -127.0
     x = torch.full((1, inputs), 127.0)
