@@ -3,6 +3,26 @@
 from torch import Tensor, nn
 
 
+class LeNet300(nn.Module):
+    """Three linear layers (300, 100 hidden units) with ReLU: LeNet-300-100 (LeCun et al., 1998).
+
+    Shape: ``(batch, channels, height, width)`` to ``(batch, num_classes)``.
+    """
+
+    def __init__(self, num_classes: int, input_shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        channels, height, width = input_shape
+        self.fc1 = nn.Linear(channels * height * width, 300)
+        self.relu1 = nn.ReLU()
+        self.fc2 = nn.Linear(300, 100)
+        self.relu2 = nn.ReLU()
+        self.fc3 = nn.Linear(100, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc3(self.relu2(self.fc2(self.relu1(self.fc1(x.flatten(1))))))
+        return out
+
+
 class SmallCNN(nn.Module):
     """Two 5x5 convolutions (16, 32 channels), each with ReLU and 2x2 average pooling, and a linear layer.
 
