@@ -52,6 +52,7 @@ bench: .venv/test
 	.venv/bin/python benchmarks/transport.py
 	.venv/bin/python benchmarks/autorep.py
 	.venv/bin/python benchmarks/decoding.py
+	.venv/bin/python benchmarks/loading.py
 	.venv/bin/python benchmarks/two_party.py
 	.venv/bin/python benchmarks/spmm.py
 	.venv/bin/python benchmarks/maxk.py
