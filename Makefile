@@ -54,6 +54,7 @@ bench: .venv/test
 	.venv/bin/python benchmarks/autorep.py
 	.venv/bin/python benchmarks/decoding.py
 	.venv/bin/python benchmarks/crossbar.py
+	.venv/bin/python benchmarks/loading.py
 	.venv/bin/python benchmarks/two_party.py
 	.venv/bin/python benchmarks/spmm.py
 	.venv/bin/python benchmarks/maxk.py
