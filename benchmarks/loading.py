@@ -1,9 +1,9 @@
-"""Reading a checkpoint and writing with it, in processes of their own: seconds and memory, beside transformers.
+"""Reading a checkpoint and writing with it, in processes of their own: seconds and memory.
 
     python benchmarks/loading.py
 
-SmolLM2-135M in float32 from a safetensors folder that is in the page cache, one thread, processor seconds. What a
-process holds before it reads (Python, torch, transformers) is taken off its memory.
+SmolLM2-135M in float32 from a safetensors folder that is in the page cache, one thread, processor seconds.
+What a process holds before it reads (Python, torch, transformers) is taken off its memory.
 """
 
 import argparse
@@ -140,7 +140,8 @@ def markdown(document: Mapping[str, Any]) -> str:
     host = document["host"]
     heading = (
         f"SmolLM2-135M, float32, one thread, {document['tokens']} tokens behind {document['prompt']}; "
-        f"{host['processor']}, {host['cores']} cores; {document['date'][:10]}."
+        f"median of {document['rounds']} processes; {host['processor']}, {host['cores']} cores; "
+        f"{document['date'][:10]}."
     )
     columns = ["", "loading, s", "at most, MB", "then, MB", "a token, ms", "decoding at most, MB"]
     rows = [

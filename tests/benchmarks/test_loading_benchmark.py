@@ -1,4 +1,4 @@
-"""The loading benchmark: that the stored results are complete, and shown in the README and in Medusa's card."""
+"""The loading benchmark: its stored results are complete, and shown in the README and in Medusa's card."""
 
 import importlib.util
 import json
