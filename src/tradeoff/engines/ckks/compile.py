@@ -1,0 +1,134 @@
+"""From a network to an encrypted program: fully connected layers and quadratic activations.
+
+Networks of other shapes are written with :class:`Builder` and :mod:`linear`, as the skeleton networks of
+LinGCN are.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tradeoff.engines.ckks import linear
+from tradeoff.engines.ckks.layouts import Layout, Vector, parse_layout, power_of_two
+from tradeoff.engines.ckks.noise import deviations
+from tradeoff.engines.ckks.planning import Plan, exact_scales, plan
+from tradeoff.engines.ckks.program import Builder, Program, Slots
+from tradeoff.engines.ckks.ranges import check_ranges, magnitudes, output_bound
+from tradeoff.nn import plan as op
+
+if TYPE_CHECKING:
+    from torch import nn
+
+NOISE_MARGIN = 8.0
+"""Standard deviations that the bound on the noise takes."""
+
+
+def compile(model: nn.Module | op.Plan, input_shape: tuple[int, ...] | None = None) -> Program:
+    """An encrypted program for one input vector: networks of linear layers and polynomials up to degree 2.
+
+    Args:
+        model: a torch module, or a plan.
+        input_shape: per input, for a torch module.
+
+    Raises:
+        UnsupportedLayer: the network has another operation; it is named.
+        UntraceableModel: torch.fx cannot follow the network.
+
+    Example:
+        >>> import torch
+        >>> program = compile(torch.nn.Linear(4, 3), (4,))
+        >>> program.depth
+        1
+    """
+    network = model if isinstance(model, op.Plan) else _trace(model, input_shape)
+    features = int(np.prod(network.input_shape))
+    room = max([features, *(o.shape[0] for o in network if isinstance(o, op.Linear))])
+    build = Builder(power_of_two(room))
+    values: dict[str, int] = {}
+    for operator in network:
+        with build.layer(operator.name):
+            values[operator.name] = _lower(build, operator, values)
+    size = int(np.prod(network.output_shape))
+    layouts = Vector(features, room), Vector(size, room)
+    return build.finish([values[network.output]], *map(str, layouts))
+
+
+def prepare(program: Program, samples: NDArray[Any], **chosen: Any) -> Plan:
+    """Parameters for a program, with ranges checked on typical inputs and a bound on the noise.
+
+    Args:
+        samples: inputs (samples, *shape of the program's input layout).
+        chosen: as for :func:`tradeoff.engines.ckks.planning.plan`: ``preset="compact"``, ``scale_bits=...``.
+
+    Raises:
+        RangeError: a value may leave the modulus. LevelExhausted, InsecureParameters, ValueError.
+    """
+    made = plan(program, **chosen)
+    layout = parse_layout(program.input_layout)
+    largest = magnitudes(program, [named(program, layout, x) for x in np.asarray(samples, np.float64)])
+    check_ranges(program, made.parameters, largest)
+    scales = exact_scales(program, made.parameters)
+    noise = deviations(program, made.parameters, scales, list(largest))
+    bound = NOISE_MARGIN * float(max(noise[index] for index in program.outputs))
+    return Plan(**{**vars_of(made), "output_bound": output_bound(program, largest), "noise_bound": bound})
+
+
+def vars_of(made: Plan) -> dict[str, Any]:
+    """The fields of a plan."""
+    return {name: getattr(made, name) for name in made.__dataclass_fields__}
+
+
+def named(program: Program, layout: Layout, x: NDArray[np.float64]) -> dict[str, Slots]:
+    """The input vectors of a tensor by name."""
+    return dict(zip(program.inputs, layout.pack(x), strict=True))
+
+
+def _trace(model: nn.Module, input_shape: tuple[int, ...] | None) -> op.Plan:
+    if input_shape is None:
+        raise ValueError("a torch model needs its input_shape, without the batch")
+    return op.trace(model, tuple(input_shape))
+
+
+def _lower(build: Builder, operator: op.Operator, values: dict[str, int]) -> int:
+    match operator:
+        case op.Input():
+            return build.input("x")
+        case op.Flatten():
+            return values[operator.inputs[0]]
+        case op.Linear():
+            result = linear.matrix_product(build, values[operator.inputs[0]], operator.weight)
+            return _shifted(build, result, operator.bias)
+        case op.Polynomial() if operator.degree <= 2 and len(operator.shape) == 1:
+            return _quadratic(build, values[operator.inputs[0]], operator)
+        case op.Affine() if len(operator.shape) == 1:
+            scaled = build.rescaled([(values[operator.inputs[0]], _padded(build, operator.scale))])
+            return _shifted(build, scaled, operator.shift)
+        case op.Add():
+            return build.add([values[name] for name in operator.inputs])
+    raise op.UnsupportedLayer(
+        f"{operator.name} ({type(operator).__name__})",
+        "under CKKS networks consist of linear layers and polynomials of degree 2 at most, on vectors",
+    )
+
+
+def _quadratic(build: Builder, x: int, operator: op.Polynomial) -> int:
+    """``c0 + c1 x + c2 x^2``: 2 levels; ``x (c1 + c2 x)`` leaves the constant for the end."""
+    rows = [_padded(build, row) for row in operator.coefficients]
+    rows += [np.zeros(build.period)] * (3 - len(rows))
+    if not rows[2].any():
+        return build.add_plain(build.rescaled([(x, rows[1])]), rows[0])
+    inner = build.add_plain(build.rescaled([(x, rows[2])]), rows[1])
+    return build.add_plain(build.multiply(x, inner), rows[0])
+
+
+def _shifted(build: Builder, x: int, bias: NDArray[np.float64] | None) -> int:
+    return x if bias is None else build.add_plain(x, _padded(build, bias))
+
+
+def _padded(build: Builder, values: NDArray[np.float64]) -> Slots:
+    vector = np.zeros(build.period)
+    vector[: len(values)] = values
+    return vector
