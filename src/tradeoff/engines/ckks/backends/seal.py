@@ -21,6 +21,9 @@ from tradeoff.engines.ckks.parameters import Parameters
 _PARTS = struct.Struct("<QQ")
 _HEADER_BYTES = 16
 """Of SEAL's serialization: magic, versions, compression, and from byte 8 the length of it all."""
+_COMPRESSION, _ZSTANDARD = 5, 2
+_MAX_WINDOW = 8 << 20
+"""Where SEAL's own files need 2 MiB."""
 
 
 def sealapi() -> Any:
@@ -96,12 +99,30 @@ def loaded(thing: Any, context: Any, data: bytes | memoryview, what: str) -> Any
     """
     if len(data) < _HEADER_BYTES or int.from_bytes(data[8:_HEADER_BYTES], "little") != len(data):
         raise CorruptMessage(f"{what}: of another length than SEAL's header says")
+    if (
+        data[_COMPRESSION] == _ZSTANDARD
+        and _window(bytes(data[_HEADER_BYTES : _HEADER_BYTES + 18])) > _MAX_WINDOW
+    ):
+        raise CorruptMessage(f"{what}: its compression asks for too much memory")
     with memory_file(data) as (_, path):
         try:
             thing.load(context, path)
         except (RuntimeError, ValueError, IndexError, MemoryError) as error:
             raise CorruptMessage(f"{what}: SEAL cannot read it ({error})") from None
     return thing
+
+
+def _window(frame: bytes) -> int:
+    """Memory that a Zstandard frame asks for (RFC 8878, 3.1.1.1); 0 for what is no frame, which SEAL refuses."""
+    if len(frame) < 18 or frame[:4] != b"\x28\xb5\x2f\xfd":
+        return 0
+    descriptor = frame[4]
+    if not descriptor & 0x20:
+        exponent, mantissa = frame[5] >> 3, frame[5] & 7
+        return (1 << (10 + exponent)) // 8 * (8 + mantissa)
+    start = 5 + (0, 1, 2, 4)[descriptor & 3]
+    size = (1, 2, 4, 8)[descriptor >> 6]
+    return int.from_bytes(frame[start : start + size], "little")
 
 
 def galois_element(step: int, n: int) -> int:
