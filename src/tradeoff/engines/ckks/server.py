@@ -8,6 +8,7 @@ import os
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,6 +138,9 @@ class Service:
         except TradeoffError as error:
             if isinstance(error, PeerLost) and scheme is not None and "left" in error.detail:
                 return
+            # The transport remembers the error: not, in its frames, this client's keys and ciphertexts.
+            scheme = None
+            traceback.clear_frames(error.__traceback__)
             said = f"{type(error).__name__}: {error}"
             self._on_query(Served(name, time.perf_counter() - began, None, said))
             raise

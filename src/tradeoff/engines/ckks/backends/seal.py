@@ -113,7 +113,7 @@ def loaded(thing: Any, context: Any, data: bytes | memoryview, what: str) -> Any
 
 
 def _window(frame: bytes) -> int:
-    """Memory that a Zstandard frame asks for (RFC 8878, 3.1.1.1); 0 for what is no frame, which SEAL refuses."""
+    """Memory that a Zstandard frame asks for (RFC 8878, 3.1.1.1); 0 for what is none, which SEAL refuses."""
     if len(frame) < 18 or frame[:4] != b"\x28\xb5\x2f\xfd":
         return 0
     descriptor = frame[4]
