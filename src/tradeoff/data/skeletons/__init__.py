@@ -9,8 +9,8 @@ from tradeoff.core.errors import DataError
 from tradeoff.data.skeletons.basic_motions import basic_motions
 from tradeoff.data.skeletons.graph import Skeleton
 from tradeoff.data.skeletons.kinematics import HUMANOID
-from tradeoff.data.skeletons.recordings import motions
 from tradeoff.data.skeletons.ntu import NTU, convert, ntu
+from tradeoff.data.skeletons.recordings import motions
 from tradeoff.data.skeletons.splits import SkeletonData, fit_frames
 
 __all__ = [
@@ -34,8 +34,8 @@ def load(name: str, *, frames: int = 32, windows: int = 2500, path: Path | None 
     """A data set by name.
 
     Args:
-        name: ``motions`` (embedded; test windows are faster than those of the training), ``motions-view`` (seen
-            from other headings), ``ntu`` or ``basic-motions``.
+        name: ``motions`` (embedded; test windows are faster than those of the training), ``motions-view``
+            (seen from other headings), ``ntu`` or ``basic-motions``.
         frames: of a sequence, where that can be chosen; windows: of the training, of the embedded recordings.
         path: of files; else ``TRADEOFF_DATA/NAME`` for the sets that are not embedded.
 

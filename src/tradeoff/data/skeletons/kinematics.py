@@ -1,8 +1,8 @@
 """From recorded joint angles to joint positions.
 
-The humanoid of X. B. Peng, P. Abbeel, S. Levine and M. van de Panne, "DeepMimic" (SIGGRAPH 2018): a frame holds 44
-numbers: its duration, the root's position (3) and quaternion w, x, y, z (4), then for chest 4, neck 4, right hip
-4, knee 1, ankle 4, shoulder 4, elbow 1, and the same for the left. Hinges turn about z; y points up.
+The humanoid of X. B. Peng, P. Abbeel, S. Levine and M. van de Panne, "DeepMimic" (SIGGRAPH 2018): a frame
+holds 44 numbers: its duration, the root's position (3) and quaternion w, x, y, z (4), then for chest 4, neck 4,
+right hip 4, knee 1, ankle 4, shoulder 4, elbow 1, and the same for the left. Hinges turn about z; y points up.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Fifteen recorded human motions, seen from random headings: which motion is it?
 
 The recordings are the clips ``humanoid3d_*.txt`` that the package pybullet ships (zlib license, see
-``motions.LICENSE.txt``), here as 32-bit numbers. Motions are real; headings, body sizes, playback speeds and noise
-are generated.
+``motions.LICENSE.txt``), here as 32-bit numbers. Motions are real; headings, body sizes, playback speeds and
+noise are generated.
 """
 
 from __future__ import annotations
@@ -104,8 +104,8 @@ def motions(
 
     Args:
         frames: of a window, 1/30 s apart.
-        divide: test windows are played faster than those of the training (``speed``), or seen from headings that
-            it never had (``view``).
+        divide: test windows are played faster than those of the training (``speed``), or seen from headings
+            that it never had (``view``).
         train, validation, test: windows; the validation's are of the training's kind.
         folder: see :func:`clips`.
 

@@ -17,7 +17,7 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class SkeletonData:
-    """Sequences of joint positions with labels; ``split.x`` is (sequences, channels, frames, joints, persons).
+    """Sequences of joints with labels; ``split.x`` is (sequences, channels, frames, joints, persons).
 
     Attributes:
         skipped: sequences that were left out because a skeleton is missing in them.

@@ -17,7 +17,7 @@ Example::
 
 from tradeoff.engines.ckks.calibration import Timings, measure, predict
 from tradeoff.engines.ckks.client import Client, Connection, Report, Result
-from tradeoff.engines.ckks.compile import compile, prepare
+from tradeoff.engines.ckks.compile import compile, prepare, smallest
 from tradeoff.engines.ckks.errors import (
     CorruptMessage,
     InsecureParameters,
@@ -81,4 +81,5 @@ __all__ = [
     "prepare",
     "save_program",
     "serve_program",
+    "smallest",
 ]

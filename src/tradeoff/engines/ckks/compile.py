@@ -6,22 +6,28 @@ LinGCN are.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tradeoff.engines.ckks import linear
+from tradeoff.engines.ckks.errors import LevelExhausted
 from tradeoff.engines.ckks.layouts import Layout, Vector, parse_layout, power_of_two
 from tradeoff.engines.ckks.noise import deviations
+from tradeoff.engines.ckks.parameters import LIMITS, Parameters
 from tradeoff.engines.ckks.planning import Plan, exact_scales, plan
 from tradeoff.engines.ckks.program import Builder, Program, Slots
-from tradeoff.engines.ckks.ranges import check_ranges, magnitudes, output_bound
+from tradeoff.engines.ckks.ranges import MARGIN, check_ranges, magnitudes, output_bound
 from tradeoff.nn import plan as op
 
 if TYPE_CHECKING:
     from torch import nn
 
+MOST_SCALE_BITS = 40
+FEWEST_SCALE_BITS = 6
+"""More than log2 of the ring degree: below, there are too few primes, and noise is all there is."""
 NOISE_MARGIN = 8.0
 """Standard deviations that the bound on the noise takes."""
 
@@ -74,6 +80,48 @@ def prepare(program: Program, samples: NDArray[Any], **chosen: Any) -> Plan:
     noise = deviations(program, made.parameters, scales, list(largest))
     bound = NOISE_MARGIN * float(max(noise[index] for index in program.outputs))
     return Plan(**{**vars_of(made), "output_bound": output_bound(program, largest), "noise_bound": bound})
+
+
+def smallest(
+    program: Program, samples: NDArray[Any], *, error: float, max_log_n: int = 15, backend: str = "seal"
+) -> Plan:
+    """The smallest ring at which the noise of results stays below ``error``, with the largest scale it allows.
+
+    Args:
+        samples: typical inputs, as for :func:`prepare`.
+        error: bound on the noise of a result, in its own units (:attr:`Plan.noise_bound`, which is cautious).
+
+    Raises:
+        LevelExhausted: no ring up to ``2^max_log_n`` will do; it names the levels that the largest has.
+        ValueError: an error that is not positive.
+    """
+    if not error > 0:
+        raise ValueError(f"error must be positive, not {error}")
+    layout = parse_layout(program.input_layout)
+    largest = magnitudes(program, [named(program, layout, x) for x in np.asarray(samples, np.float64)])
+    last = [value for used, value in zip(program.consumed, largest, strict=True) if used == program.depth]
+    head = max(4, math.ceil(math.log2(MARGIN * max(last))) + 2)
+    for log_n, limit in sorted(LIMITS.items()):
+        scale = min(MOST_SCALE_BITS, (limit - 2 * head) // (program.depth + 2))
+        if log_n > max_log_n or program.period > 1 << (log_n - 1) or scale < log_n + FEWEST_SCALE_BITS:
+            continue
+        sizes = {"scale_bits": scale, "first_bits": scale + head, "special_bits": scale + head}
+        made = _within(program, Parameters(log_n, program.depth, **sizes), samples, error, backend)
+        if made is not None:
+            return made
+    room = (LIMITS[max_log_n] - 2 * head) // (max_log_n + FEWEST_SCALE_BITS) - 2
+    raise LevelExhausted("the program", program.depth, min(room, program.depth - 1))
+
+
+def _within(
+    program: Program, parameters: Parameters, samples: NDArray[Any], error: float, backend: str
+) -> Plan | None:
+    """A plan with these parameters, if values fit and the noise stays below ``error``."""
+    try:
+        made = prepare(program, samples, parameters=parameters, backend=backend)
+    except ValueError:  # out of range; or the ring has too few primes of this size
+        return None
+    return made if made.noise_bound <= error else None
 
 
 def vars_of(made: Plan) -> dict[str, Any]:
