@@ -1,8 +1,9 @@
 """From recorded joint angles to joint positions.
 
 The humanoid of X. B. Peng, P. Abbeel, S. Levine and M. van de Panne, "DeepMimic" (SIGGRAPH 2018): a frame
-holds 44 numbers: its duration, the root's position (3) and quaternion w, x, y, z (4), then for chest 4, neck 4,
-right hip 4, knee 1, ankle 4, shoulder 4, elbow 1, and the same for the left. Hinges turn about z; y points up.
+holds 44 numbers: its duration, the root's position (3) and quaternion w, x, y, z (4), then for chest 4, neck
+4, right hip 4, knee 1, ankle 4, shoulder 4, elbow 1, and the same for the left. Hinges turn about z; y points
+up.
 """
 
 from __future__ import annotations
@@ -54,6 +55,29 @@ HUMANOID = Skeleton(
 )
 
 
+_RIGID = {
+    "spine": ("root", (0.0, 0.118, 0.0)),
+    "spine_top": ("chest", (0.0, 0.2, 0.0)),
+    "head": ("neck", (0.0, 0.2, 0.0)),
+    **{f"{s}_hand": (f"{s}_wrist", (0.0, -0.08, 0.0)) for s in ("left", "right")},
+    **{f"{s}_tip": (f"{s}_wrist", (0.0, -0.16, 0.0)) for s in ("left", "right")},
+    **{f"{s}_thumb": (f"{s}_wrist", (0.05, -0.06, 0.0)) for s in ("left", "right")},
+    **{f"{s}_foot": (f"{s}_ankle", (0.12, -0.05, 0.0)) for s in ("left", "right")},
+}
+"""Points that the recordings do not have, fixed to a joint's frame: (joint, offset in meters)."""
+
+_ARM, _LEG = ("shoulder", "elbow", "wrist", "hand"), ("hip", "knee", "ankle", "foot")
+KINECT_ORDER = (
+    *("root", "spine", "neck", "head"),
+    *(f"left_{part}" for part in _ARM),
+    *(f"right_{part}" for part in _ARM),
+    *(f"left_{part}" for part in _LEG),
+    *(f"right_{part}" for part in _LEG),
+    *("spine_top", "left_tip", "left_thumb", "right_tip", "right_thumb"),
+)
+"""The 25 joints in the order of NTU RGB+D."""
+
+
 def positions(frames: Floats) -> Floats:
     """Joint positions (frames, 15, 3) in meters.
 
@@ -63,6 +87,25 @@ def positions(frames: Floats) -> Floats:
     Raises:
         DataError: another number of columns, or a value that is not finite.
     """
+    return np.moveaxis(_placed(frames)[0], 0, 1)
+
+
+def kinect_positions(frames: Floats) -> Floats:
+    """Positions (frames, 25, 3) of the joints of NTU RGB+D, as :func:`positions`.
+
+    Ten of them are points that are fixed to a recorded joint.
+    """
+    places, turns = _placed(frames)
+    at = {bone.name: index for index, bone in enumerate(BONES)}
+    found = []
+    for name in KINECT_ORDER:
+        joint, offset = _RIGID.get(name, (name, (0.0, 0.0, 0.0)))
+        found.append(places[at[joint]] + turns[at[joint]] @ np.asarray(offset))
+    return np.stack(found, axis=1)
+
+
+def _placed(frames: Floats) -> tuple[Floats, Floats]:
+    """Places (15, frames, 3) and orientations (15, frames, 3, 3) of the joints."""
     if frames.ndim != 2 or frames.shape[1] != FRAME_NUMBERS or not np.isfinite(frames).all():
         raise DataError(f"motion frames have {FRAME_NUMBERS} finite numbers, not shape {frames.shape}")
     at = 4
@@ -75,7 +118,7 @@ def positions(frames: Floats) -> Floats:
             continue
         places[index] = places[bone.parent] + turns[bone.parent] @ np.asarray(bone.offset)
         turns[index] = turns[bone.parent] @ local
-    return np.moveaxis(places, 0, 1)
+    return places, turns
 
 
 def _turn(numbers: Floats, count: int) -> Floats:

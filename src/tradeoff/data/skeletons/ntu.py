@@ -128,7 +128,8 @@ def ntu(folder: Path, *, validation: int = 2000) -> SkeletonData:
     train = np.isin(cameras, TRAIN_CAMERAS)
     kept, held = carve(np.flatnonzero(train), min(validation, int(train.sum()) // 5))
     places = np.flatnonzero(train)
-    skipped, parts = 0, []
+    skipped = 0
+    parts: list[Split] = []
     for chosen in (places[kept], places[held], np.flatnonzero(~train)):
         part, y, missing = without_missing(
             np.array(x[np.sort(chosen)][:, :, WINDOW]), labels[np.sort(chosen)]
@@ -136,7 +137,7 @@ def ntu(folder: Path, *, validation: int = 2000) -> SkeletonData:
         skipped += missing
         parts.append(Split(torch.from_numpy(part), torch.from_numpy(y)))
     names = tuple(f"action {i + 1}" for i in range(int(labels.max(initial=0)) + 1))
-    return SkeletonData("ntu", *parts, NTU, names, skipped)
+    return SkeletonData("ntu", parts[0], parts[1], parts[2], NTU, names, skipped)
 
 
 def _count(words: Iterator[str], most: int) -> int:

@@ -20,7 +20,8 @@ import torch
 from numpy.typing import NDArray
 
 from tradeoff.core.errors import DataError
-from tradeoff.data.skeletons.kinematics import FRAME_NUMBERS, HUMANOID, positions
+from tradeoff.data.skeletons.kinematics import FRAME_NUMBERS, HUMANOID, kinect_positions, positions
+from tradeoff.data.skeletons.ntu import NTU
 from tradeoff.data.skeletons.splits import SkeletonData, reflected
 from tradeoff.data.splits import Split
 
@@ -34,6 +35,7 @@ SECONDS = 1 / 30
 """Between two frames of a window."""
 NOISE = 0.02
 SIZES = (0.9, 1.1)
+SKELETONS = {15: HUMANOID, 25: NTU}
 _RANGES = {
     "speed": {"train": ((0.7, 1.1), (-60.0, 60.0)), "test": ((1.1, 1.4), (-60.0, 60.0))},
     "view": {"train": ((0.7, 1.1), (-60.0, 60.0)), "test": ((0.7, 1.1), (75.0, 105.0))},
@@ -94,6 +96,7 @@ def motions(
     *,
     frames: int = 32,
     divide: Divide = "speed",
+    joints: int = 15,
     train: int = 2500,
     validation: int = 300,
     test: int = 600,
@@ -106,6 +109,7 @@ def motions(
         frames: of a window, 1/30 s apart.
         divide: test windows are played faster than those of the training (``speed``), or seen from headings
             that it never had (``view``).
+        joints: 15 as recorded, or 25 as in NTU RGB+D, ten of them fixed to others.
         train, validation, test: windows; the validation's are of the training's kind.
         folder: see :func:`clips`.
 
@@ -114,9 +118,11 @@ def motions(
     """
     if divide not in _RANGES:
         raise DataError(f"windows are split by {' or '.join(_RANGES)}, not {divide!r}")
+    if joints not in SKELETONS:
+        raise DataError(f"there are skeletons of 15 and 25 joints, not {joints}")
     if frames < 2 or min(train, validation, test) < 1:
         raise DataError(f"{train}, {validation} and {test} windows of {frames} frames")
-    recorded = _tracks(folder)
+    recorded = _tracks(folder, joints)
     names = tuple(recorded)
     generator = np.random.default_rng([seed, 11])
     parts = []
@@ -126,18 +132,18 @@ def motions(
             [_window(recorded[names[label]], frames, *_RANGES[divide][part], generator) for label in y]
         )
         parts.append(Split(torch.from_numpy(x.astype(np.float32)), torch.from_numpy(y.astype(np.int64))))
-    return SkeletonData("motions", *parts, HUMANOID, names)
+    return SkeletonData("motions", parts[0], parts[1], parts[2], SKELETONS[joints], names)
 
 
 @lru_cache(maxsize=2)
-def _tracks(folder: Path | None) -> dict[str, tuple[Floats, Floats]]:
+def _tracks(folder: Path | None, joints: int) -> dict[str, tuple[Floats, Floats]]:
     """By motion, the times of its frames and the joints' positions."""
     found = {}
     for name, frames in clips(folder).items():
         times = np.concatenate([[0.0], np.cumsum(frames[:-1, 0])])
         if times[-1] <= 0:
             raise DataError(f"{name}: a recording of no duration")
-        found[name] = (times, positions(frames))
+        found[name] = (times, positions(frames) if joints == 15 else kinect_positions(frames))
     return found
 
 
@@ -160,4 +166,5 @@ def _window(
     cos, sin = math.cos(angle), math.sin(angle)
     seen = seen @ np.array([[cos, 0.0, -sin], [0.0, 1.0, 0.0], [sin, 0.0, cos]])
     seen = seen * generator.uniform(*SIZES) + generator.normal(0.0, NOISE, seen.shape)
-    return np.moveaxis(seen, 2, 0)[..., None]
+    window: Floats = np.moveaxis(seen, 2, 0)[..., None]
+    return window

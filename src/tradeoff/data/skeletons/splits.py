@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,8 +12,6 @@ from numpy.typing import NDArray
 from tradeoff.core.errors import DataError
 from tradeoff.data.skeletons.graph import Skeleton
 from tradeoff.data.splits import Split
-
-Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,9 @@ class SkeletonData:
         return int(channels), int(frames), int(joints), int(persons)
 
 
-def fit_frames(x: NDArray[np.floating], frames: int, *, strict: bool = False) -> NDArray[np.floating]:
+def fit_frames(
+    x: NDArray[np.floating[Any]], frames: int, *, strict: bool = False
+) -> NDArray[np.floating[Any]]:
     """A sequence (frames, ...) cut in the middle, or continued by its reflection, to ``frames``.
 
     Raises:
@@ -54,21 +55,23 @@ def fit_frames(x: NDArray[np.floating], frames: int, *, strict: bool = False) ->
         raise DataError("a sequence without frames")
     if have >= frames:
         start = (have - frames) // 2
-        return x[start : start + frames]
+        cut: NDArray[np.floating[Any]] = x[start : start + frames]
+        return cut
     if strict:
         raise DataError(f"a sequence of {have} frames, shorter than the window of {frames}")
     warnings.warn(f"a sequence of {have} frames is continued by its reflection to {frames}", stacklevel=2)
-    return x[reflected(np.arange(frames), have).astype(int)]
+    longer: NDArray[np.floating[Any]] = x[reflected(np.arange(frames), have).astype(int)]
+    return longer
 
 
-def reflected(position: NDArray[np.floating | np.integer], length: float) -> NDArray[np.float64]:
+def reflected(position: NDArray[Any], length: float) -> NDArray[np.float64]:
     """Positions brought into [0, length - 1] by going back and forth."""
     span = max(length - 1, 1e-9)
     folded = np.mod(np.asarray(position, np.float64), 2 * span)
     return np.minimum(folded, 2 * span - folded)
 
 
-def without_missing(x: NDArray[np.floating], y: NDArray[np.integer]) -> tuple[NDArray, NDArray, int]:
+def without_missing(x: NDArray[np.floating[Any]], y: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], int]:
     """Sequences all of whose joints are there, their labels, and how many were not."""
     whole = np.isfinite(x).reshape(len(x), -1).all(axis=1)
     return x[whole], y[whole], int((~whole).sum())

@@ -39,7 +39,7 @@ from tradeoff.engines.ckks.planning import Plan, plan, predicted_counts
 from tradeoff.engines.ckks.program import Builder, Program
 from tradeoff.engines.ckks.reference import evaluate
 from tradeoff.engines.ckks.server import serve_program
-from tradeoff.engines.ckks.session import Session
+from tradeoff.engines.ckks.session import Session, Setup
 
 __all__ = [
     "Builder",
@@ -65,6 +65,7 @@ __all__ = [
     "Result",
     "ScaleMismatch",
     "Session",
+    "Setup",
     "Timings",
     "Vector",
     "WrongKeyOrNoise",

@@ -85,7 +85,7 @@ def prepare(program: Program, samples: NDArray[Any], **chosen: Any) -> Plan:
 def smallest(
     program: Program, samples: NDArray[Any], *, error: float, max_log_n: int = 15, backend: str = "seal"
 ) -> Plan:
-    """The smallest ring at which the noise of results stays below ``error``, with the largest scale it allows.
+    """The smallest ring at which the noise of results stays below ``error``, at the largest scale it allows.
 
     Args:
         samples: typical inputs, as for :func:`prepare`.
@@ -105,8 +105,8 @@ def smallest(
         scale = min(MOST_SCALE_BITS, (limit - 2 * head) // (program.depth + 2))
         if log_n > max_log_n or program.period > 1 << (log_n - 1) or scale < log_n + FEWEST_SCALE_BITS:
             continue
-        sizes = {"scale_bits": scale, "first_bits": scale + head, "special_bits": scale + head}
-        made = _within(program, Parameters(log_n, program.depth, **sizes), samples, error, backend)
+        parameters = Parameters(log_n, program.depth, scale, scale + head, scale + head)
+        made = _within(program, parameters, samples, error, backend)
         if made is not None:
             return made
     room = (LIMITS[max_log_n] - 2 * head) // (max_log_n + FEWEST_SCALE_BITS) - 2

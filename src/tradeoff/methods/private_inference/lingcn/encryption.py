@@ -22,7 +22,6 @@ from tradeoff.methods.private_inference.lingcn.folding import (
     FoldedLayer,
     FoldedNetwork,
     Quadratic,
-    StructuralError,
 )
 
 Floats = NDArray[np.float64]
@@ -38,7 +37,8 @@ class _Place:
     def valid(self, stride: int = 1) -> Floats:
         _, room = self.layout.block
         frames = np.arange(room)
-        return ((frames < self.layout.time) & (frames % (self.dilation * stride) == 0)).astype(np.float64)
+        counts = (frames < self.layout.time) & (frames % (self.dilation * stride) == 0)
+        return np.asarray(counts, np.float64)
 
 
 def to_program(network: FoldedNetwork, *, batch: int = 1, fused: bool = True) -> Program:
@@ -46,11 +46,10 @@ def to_program(network: FoldedNetwork, *, batch: int = 1, fused: bool = True) ->
 
     Args:
         batch: sequences that are computed at once.
-        fused: False spends two levels on an activation, one of them on its quadratic weight, as CryptoGCN does.
+        fused: False spends two levels on an activation, one of them on its quadratic weight (CryptoGCN).
 
     Raises:
-        StructuralError: joints leave a layer at different levels.
-        ValueError: a sequence does not fit a ciphertext.
+        DataError, ValueError: a sequence does not fit a ciphertext, or all weights of a layer are zero.
     """
     widths = [network.channels, *(layer.bias.shape[1] for layer in network.layers)]
     layout = ChannelTime(batch, network.channels, network.frames, network.joints, max(widths))
@@ -76,11 +75,7 @@ def _layer(
         values = _time(build, place, layer, values, inputs, fused)
     with build.layer(f"{index} second activation"):
         values = _activate(build, place.layout, layer.second, values, after.valid(), fused)
-    levels = [build.consumed(value) for value in values]
-    if len(set(levels)) > 1:
-        said = ", ".join(f"joint {joint} after {level}" for joint, level in enumerate(levels))
-        raise StructuralError(f"layer {index}: joints are at different levels ({said})")
-    return values, after
+    return build.aligned(values), after
 
 
 def _graph(

@@ -1,8 +1,8 @@
 """From a trained network to plain linear maps and products of one level, exactly.
 
-Normalizations go into convolutions. A quadratic ``a x^2 + w1 x + b`` costs one level: the convolution before it
-is scaled by ``r = sqrt|a|``, so that ``x' = r x`` comes, and with ``z = x' (x' + sign(a) w1 / r)`` the result is
-``sign(a) z + b``, whose sign and constant go into whatever reads it.
+Normalizations go into convolutions. A quadratic ``a x^2 + w1 x + b`` costs one level: the convolution before
+it is scaled by ``r = sqrt|a|``, so that ``x' = r x`` comes, and with ``z = x' (x' + sign(a) w1 / r)`` the
+result is ``sign(a) z + b``, whose sign and constant go into whatever reads it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -127,14 +126,16 @@ class FoldedNetwork:
             value = _evaluate_layer(layer, value)
         signed = value * self.layers[-1].second.signs
         pooled = signed.sum(axis=(2, 3))
-        return pooled @ self.classifier.T + self.classifier_bias
+        logits: Floats = pooled @ self.classifier.T + self.classifier_bias
+        return logits
 
 
-def fold(network: STGCN, frames: int) -> FoldedNetwork:
+def fold(network: STGCN, frames: int, *, structural: bool = True) -> FoldedNetwork:
     """Fold a network whose ReLUs are replaced.
 
     Args:
         frames: of a sequence.
+        structural: False accepts joints with different numbers of activations: all then wait for the slowest.
 
     Raises:
         ValueError: it has ReLUs still, or no frame is left for the classifier.
@@ -153,7 +154,7 @@ def fold(network: STGCN, frames: int) -> FoldedNetwork:
     left = frames
     for index, layer in enumerate(network._layers()):
         folded = _fold_layer(layer, signs, constants, left)
-        levels.append(_levels(folded, index))
+        levels.append(_levels(folded, index, structural))
         layers.append(folded)
         left = -(-left // folded.stride)
         out = folded.bias.shape[1]
@@ -166,14 +167,14 @@ def fold(network: STGCN, frames: int) -> FoldedNetwork:
     return FoldedNetwork(tuple(layers), mean, constant, joints, frames, channels, tuple(levels))
 
 
-def _levels(layer: FoldedLayer, index: int) -> int:
-    """Activation levels of a layer, equal for all joints."""
+def _levels(layer: FoldedLayer, index: int, structural: bool) -> int:
+    """Activation levels of a layer, equal for all joints where the network is structural."""
     counts = layer.first.active.astype(int) + layer.second.active.astype(int)
-    if len(set(counts.tolist())) > 1:
+    if structural and len(set(counts.tolist())) > 1:
         groups = {int(c): np.flatnonzero(counts == c).tolist() for c in sorted(set(counts.tolist()))}
         said = "; ".join(f"{count}: joints {', '.join(map(str, who))}" for count, who in groups.items())
         raise StructuralError(f"layer {index}: joints have different numbers of activations ({said})")
-    return int(counts[0])
+    return int(counts.max())
 
 
 def _fold_layer(layer: Layer, signs: Floats, constants: Floats, frames: int) -> FoldedLayer:
@@ -234,7 +235,7 @@ def _fold_residual(
     if isinstance(layer.residual, nn.Identity):
         weight, own = np.eye(signs.shape[1]), np.zeros(signs.shape[1])
     else:
-        convolution, norm = layer.residual  # type: ignore[misc]
+        convolution, norm = layer.residual.children()
         gain, offset = _affine(norm)
         weight = _numpy(convolution.weight)[..., 0, 0] * gain[:, None]
         own = _numpy(convolution.bias) * gain + offset
@@ -267,8 +268,9 @@ def _affine(norm: Any) -> tuple[Floats, Floats]:
     return gain, _numpy(norm.bias) - mean * gain
 
 
-def _numpy(value: torch.Tensor) -> Floats:
-    return value.detach().cpu().double().numpy()
+def _numpy(value: Any) -> Floats:
+    found: Floats = value.detach().cpu().double().numpy()
+    return found
 
 
 def _evaluate_layer(layer: FoldedLayer, value: Floats) -> Floats:

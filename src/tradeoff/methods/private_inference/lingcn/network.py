@@ -48,6 +48,8 @@ class Shape:
 class Layer(nn.Module):
     """Graph convolution, first activation, convolution over time, residual, second activation."""
 
+    adjacency: Tensor
+
     def __init__(
         self, adjacency: Float[Tensor, "3 joints joints"], shape: Shape, index: int, rule: Rule
     ) -> None:
@@ -75,7 +77,8 @@ class Layer(nn.Module):
         w = self.dropout(self.temporal_norm(self.temporal(h)))
         if self.residual is not None:
             w = w + self.residual(x)
-        return self.second(w, gates[1])
+        result: Tensor = self.second(w, gates[1])
+        return result
 
 
 def _residual(into: int, out: int, stride: int, *, first: bool) -> nn.Module | None:
