@@ -13,9 +13,7 @@ from tradeoff.engines.ckks import Builder, Parameters, Program, ScaleMismatch
 from tradeoff.engines.ckks.backends import evaluator, secret
 from tradeoff.engines.ckks.backends.plain import PlainEvaluator
 from tradeoff.engines.ckks.execution import Execution
-from tradeoff.engines.ckks.noise import deviations
-from tradeoff.engines.ckks.planning import exact_scales
-from tradeoff.engines.ckks.ranges import magnitudes
+from tradeoff.engines.ckks.simulation import simulated_error
 
 
 def random_program(seed: int, period: int = 16, depth: int = 6) -> Program:
@@ -56,11 +54,10 @@ def inputs(seed: int, period: int = 16) -> list[Any]:
 
 
 def tolerance(program: Program, parameters: Parameters, x: list[Any]) -> float:
-    """The predicted error of the result: eight standard deviations."""
-    scales = exact_scales(program, parameters)
-    largest = magnitudes(program, [dict(zip(program.inputs, x, strict=True))])
-    noise = deviations(program, parameters, scales, list(largest))
-    return 8 * max(noise[index] for index in program.outputs)
+    """The predicted error of the result: four times the largest of ten simulated ones."""
+    plan = planned(program, parameters, "plain")
+    sample = dict(zip(program.inputs, x, strict=True))
+    return 4 * simulated_error(program, plan, [sample] * 10, seed=1)
 
 
 def check(program: Program, parameters: Parameters, seed: int, backend: str, runner: Any) -> None:

@@ -31,7 +31,7 @@ EMBEDDED = Path(__file__).with_name("motions.npz")
 PREFIX = "humanoid3d_"
 _MAX_BYTES = 4 << 20
 _MAX_FRAMES = 100_000
-SECONDS = 1 / 30
+SECONDS = 1 / 15
 """Between two frames of a window."""
 NOISE = 0.02
 SIZES = (0.9, 1.1)
@@ -106,7 +106,7 @@ def motions(
     """Windows of the recordings, balanced over the 15 motions.
 
     Args:
-        frames: of a window, 1/30 s apart.
+        frames: of a window, 1/15 s apart.
         divide: test windows are played faster than those of the training (``speed``), or seen from headings
             that it never had (``view``).
         joints: 15 as recorded, or 25 as in NTU RGB+D, ten of them fixed to others.

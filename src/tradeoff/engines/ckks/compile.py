@@ -7,6 +7,7 @@ LinGCN are.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,11 +16,11 @@ from numpy.typing import NDArray
 from tradeoff.engines.ckks import linear
 from tradeoff.engines.ckks.errors import LevelExhausted
 from tradeoff.engines.ckks.layouts import Layout, Vector, parse_layout, power_of_two
-from tradeoff.engines.ckks.noise import deviations
 from tradeoff.engines.ckks.parameters import LIMITS, Parameters
-from tradeoff.engines.ckks.planning import Plan, exact_scales, plan
+from tradeoff.engines.ckks.planning import Plan, plan
 from tradeoff.engines.ckks.program import Builder, Program, Slots
 from tradeoff.engines.ckks.ranges import MARGIN, check_ranges, magnitudes, output_bound
+from tradeoff.engines.ckks.simulation import simulated_error
 from tradeoff.nn import plan as op
 
 if TYPE_CHECKING:
@@ -28,8 +29,10 @@ if TYPE_CHECKING:
 MOST_SCALE_BITS = 40
 FEWEST_SCALE_BITS = 6
 """More than log2 of the ring degree: below, there are too few primes, and noise is all there is."""
-NOISE_MARGIN = 8.0
-"""Standard deviations that the bound on the noise takes."""
+NOISE_MARGIN = 4.0
+"""The largest error of simulated inferences is multiplied by this."""
+SIMULATED = 4
+"""Inferences that are simulated."""
 
 
 def compile(model: nn.Module | op.Plan, input_shape: tuple[int, ...] | None = None) -> Program:
@@ -76,10 +79,9 @@ def prepare(program: Program, samples: NDArray[Any], **chosen: Any) -> Plan:
     layout = parse_layout(program.input_layout)
     largest = magnitudes(program, [named(program, layout, x) for x in np.asarray(samples, np.float64)])
     check_ranges(program, made.parameters, largest)
-    scales = exact_scales(program, made.parameters)
-    noise = deviations(program, made.parameters, scales, list(largest))
-    bound = NOISE_MARGIN * float(max(noise[index] for index in program.outputs))
-    return Plan(**{**vars_of(made), "output_bound": output_bound(program, largest), "noise_bound": bound})
+    few = [named(program, layout, x) for x in np.asarray(samples[:SIMULATED], np.float64)]
+    noise = NOISE_MARGIN * simulated_error(program, made, few)
+    return replace(made, output_bound=output_bound(program, largest), noise_bound=noise)
 
 
 def smallest(
@@ -122,11 +124,6 @@ def _within(
     except ValueError:  # out of range; or the ring has too few primes of this size
         return None
     return made if made.noise_bound <= error else None
-
-
-def vars_of(made: Plan) -> dict[str, Any]:
-    """The fields of a plan."""
-    return {name: getattr(made, name) for name in made.__dataclass_fields__}
 
 
 def named(program: Program, layout: Layout, x: NDArray[np.float64]) -> dict[str, Slots]:

@@ -56,4 +56,5 @@ class GatedActivation(nn.Module):
         self, x: Float[Tensor, "batch channels time joints"], gate: Float[Tensor, " joints"]
     ) -> Tensor:
         active = x.relu() if self.polynomial is None else self.polynomial(x)
-        return x + gate * (active - x)
+        mixed: Tensor = torch.lerp(x, active.to(x.dtype), gate.expand_as(x))
+        return mixed

@@ -138,7 +138,7 @@ def _baseline(outcomes: Outcomes) -> Outcomes:
 
 CLAIMS = (
     Claim(
-        "At equal accuracy LinGCN answers sooner than a CryptoGCN-style plan, each with its smallest parameters",
+        "At equal accuracy LinGCN answers sooner than a CryptoGCN-style plan, each at its smallest modulus",
         "abstract: 14.2 times there",
         faster_at_equal_accuracy,
     ),
