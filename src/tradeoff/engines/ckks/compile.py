@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tradeoff.engines.ckks import linear
 from tradeoff.engines.ckks.errors import LevelExhausted
 from tradeoff.engines.ckks.layouts import Layout, Vector, parse_layout, power_of_two
-from tradeoff.engines.ckks.parameters import LIMITS, Parameters
+from tradeoff.engines.ckks.parameters import LIMITS, MAX_PRIME_BITS, Parameters
 from tradeoff.engines.ckks.planning import Plan, plan
 from tradeoff.engines.ckks.program import Builder, Program, Slots
 from tradeoff.engines.ckks.ranges import MARGIN, check_ranges, magnitudes, output_bound
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 MOST_SCALE_BITS = 40
+SPECIAL_BITS = 7
+"""That the special prime has more than the first: they take the uneven part from the noise of rotations."""
 FEWEST_SCALE_BITS = 6
 """More than log2 of the ring degree: below, there are too few primes, and noise is all there is."""
 NOISE_MARGIN = 4.0
@@ -102,16 +104,18 @@ def smallest(
     layout = parse_layout(program.input_layout)
     largest = magnitudes(program, [named(program, layout, x) for x in np.asarray(samples, np.float64)])
     last = [value for used, value in zip(program.consumed, largest, strict=True) if used == program.depth]
-    head = max(4, math.ceil(math.log2(MARGIN * max(last))) + 2)
+    head = max(4, math.ceil(math.log2(MARGIN * max(last))) + 1)
     for log_n, limit in sorted(LIMITS.items()):
-        scale = min(MOST_SCALE_BITS, (limit - 2 * head) // (program.depth + 2))
+        scale = min(MOST_SCALE_BITS, (limit - 2 * head - SPECIAL_BITS) // (program.depth + 2))
         if log_n > max_log_n or program.period > 1 << (log_n - 1) or scale < log_n + FEWEST_SCALE_BITS:
             continue
-        parameters = Parameters(log_n, program.depth, scale, scale + head, scale + head)
+        first = scale + head
+        left = limit - first - program.depth * scale
+        parameters = Parameters(log_n, program.depth, scale, first, min(left, MAX_PRIME_BITS))
         made = _within(program, parameters, samples, error, backend)
         if made is not None:
             return made
-    room = (LIMITS[max_log_n] - 2 * head) // (max_log_n + FEWEST_SCALE_BITS) - 2
+    room = (LIMITS[max_log_n] - 2 * head - SPECIAL_BITS) // (max_log_n + FEWEST_SCALE_BITS) - 2
     raise LevelExhausted("the program", program.depth, min(room, program.depth - 1))
 
 

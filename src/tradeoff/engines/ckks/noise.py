@@ -1,13 +1,17 @@
 """The noise of each operation of the scheme.
 
-Standard deviations are of one slot, in the units of the encrypted numbers. A polynomial whose coefficients
-have deviation s gives slots of deviation ``s sqrt(N)`` over the scale. The secret is ternary, so 2N/3
-coefficients of it are not zero.
+Standard deviations are of the real part of one slot, in the units of the encrypted numbers. A polynomial
+whose coefficients have deviation s gives slots of deviation ``s sqrt(N / 2)`` over the scale. The secret is
+ternary, so 2N/3 coefficients of it are not zero.
 """
 
 from __future__ import annotations
 
 import math
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
 
 from tradeoff.engines.ckks.parameters import Parameters
 
@@ -20,7 +24,7 @@ class NoiseModel:
     def __init__(self, parameters: Parameters) -> None:
         self._parameters = parameters
         self._n = parameters.n
-        self._slot = math.sqrt(self._n)
+        self._slot = math.sqrt(self._n / 2)
         self._rounding = math.sqrt((1 + 2 * self._n / 3) / 12)
 
     def fresh(self, scale: float) -> float:
@@ -35,10 +39,27 @@ class NoiseModel:
         """Of a rescaled ciphertext, at its new scale."""
         return self._slot * self._rounding / scale
 
-    def switching(self, level: int, scale: float) -> float:
-        """Of a rotation or relinearization: digits times the keys' error, over the special prime."""
-        primes = self._parameters.primes
-        special = primes[-1]
-        digits = sum((q / special) ** 2 for q in primes[: level + 1]) * self._n / 12
-        deviation = math.hypot(ERROR_DEVIATION * math.sqrt(digits), self._rounding)
-        return deviation * self._slot / scale
+    def switching(self, level: int, scale: float, slots: int) -> NDArray[np.float64]:
+        """Of a rotation or a relinearization, by slot (the first ``slots``).
+
+        The digits that meet the keys' errors are residues in [0, q), not centered ones. Their mean, the same
+        in every coefficient, is largest where the slot's root of unity is near 1: slot 0 gets about sqrt(N)
+        times the typical noise. It vanishes with a special prime some bits larger than the others.
+        """
+        *primes, special = self._parameters.primes
+        ratio = math.sqrt(sum((q / special) ** 2 for q in primes[: level + 1]))
+        centered = math.hypot(ERROR_DEVIATION * ratio * math.sqrt(self._n / 12), self._rounding)
+        mean = ERROR_DEVIATION * ratio * _nearness(self._parameters.log_n)[:slots]
+        deviation: NDArray[np.float64] = np.hypot(centered, mean) * self._slot / scale
+        return deviation
+
+
+@lru_cache(maxsize=8)
+def _nearness(log_n: int) -> NDArray[np.float64]:
+    """By slot, ``1 / |1 - root|`` for its root of unity: slot j has the one to the power of 3^j."""
+    n = 1 << log_n
+    powers = np.ones(n // 2, np.int64)
+    for slot in range(1, n // 2):
+        powers[slot] = powers[slot - 1] * 3 % (2 * n)
+    nearness: NDArray[np.float64] = 1 / np.abs(1 - np.exp(1j * np.pi * powers / n))
+    return nearness

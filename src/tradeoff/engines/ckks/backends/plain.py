@@ -80,9 +80,8 @@ class PlainEvaluator(Evaluator[PlainText, PlainText]):
         self._require(0)
         assert x.level == y.level
         scale = x.scale * y.scale
-        return PlainText(
-            self._noisy(x.values * y.values, self._model.switching(x.level, scale)), x.level, scale
-        )
+        noise = self._model.switching(x.level, scale, len(x.values))
+        return PlainText(self._noisy(x.values * y.values, noise), x.level, scale)
 
     def rescale(self, x: PlainText) -> PlainText:
         scale = x.scale / self.parameters.primes[x.level]
@@ -93,7 +92,8 @@ class PlainEvaluator(Evaluator[PlainText, PlainText]):
 
     def rotate(self, x: PlainText, step: int) -> PlainText:
         self._require(step)
-        moved = self._noisy(np.roll(x.values, -step), self._model.switching(x.level, x.scale))
+        noise = self._model.switching(x.level, x.scale, len(x.values))
+        moved = self._noisy(np.roll(x.values, -step), noise)
         return PlainText(moved, x.level, x.scale)
 
     def level(self, x: PlainText) -> int:
@@ -112,7 +112,7 @@ class PlainEvaluator(Evaluator[PlainText, PlainText]):
     def load(self, data: bytes) -> PlainText:
         return read(data, self.parameters)
 
-    def _noisy(self, values: Slots, deviation: float) -> Slots:
+    def _noisy(self, values: Slots, deviation: float | Slots) -> Slots:
         if not self._noise:
             return values
         return values + self._generator.normal(0.0, deviation, values.shape)
