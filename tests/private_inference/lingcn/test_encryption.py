@@ -100,13 +100,15 @@ def test_operations_are_those_of_the_formulas(make_network: Any, humanoid: Any) 
     assert sum(row["ct_pt"] for name, row in layers.items() if name != "classifier") == 2848 + joints
 
 
-@pytest.mark.parametrize(("preset", "bound"), [("standard", 1e-4), ("compact", 2e-2)])
+@pytest.mark.parametrize(
+    ("preset", "bound", "channels", "taps"), [("standard", 1e-4, (4,), 9), ("compact", 2e-2, (4,), 9)]
+)
 def test_ciphertexts_give_the_same_logits(
-    preset: str, bound: float, make_network: Any, make_sequences: Any
+    preset: str, bound: float, channels: Any, taps: int, make_network: Any, make_sequences: Any
 ) -> None:
     """5 joints, 16 frames, 4 channels, 20 sequences in one batch, under SEAL at 128-bit security."""
-    network = make_network(11, (4, 4), gates=0.4, calm=True)
-    assert 0 < network.effective_layers() < 4
+    network = make_network(11, channels, gates=0.4, calm=True, taps=taps)
+    assert network.effective_layers() > 0
     folded = fold(network, 16)
     x = make_sequences(0, 20, 16)
     made = prepare(folded, make_sequences(1, 20, 16), batch=20, preset=preset)
@@ -127,7 +129,7 @@ def test_ciphertexts_give_the_same_logits(
 def test_two_hundred_sequences_with_simulated_noise(make_network: Any, make_sequences: Any) -> None:
     network = make_network(11, (4, 4), gates=0.4, calm=True)
     folded = fold(network, 16)
-    made = prepare(folded, make_sequences(1, 50, 16), batch=50, preset="compact")
+    made = prepare(folded, make_sequences(1, 50, 16), batch=50, preset="standard")
     from dataclasses import replace
 
     plan = replace(made.plan, backend="plain")
@@ -162,20 +164,22 @@ def test_border_frames(make_network: Any, make_sequences: Any, plain_logits: Any
 def test_smallest_parameters(make_network: Any, make_sequences: Any) -> None:
     network = make_network(11, (4, 4), gates=0.4, calm=True)
     folded, x = fold(network, 16), make_sequences(1, 8, 16)
-    loose, strict = prepare(folded, x, precision=0.05), prepare(folded, x, precision=1e-9)
+    loose, strict = prepare(folded, x, precision=0.9), prepare(folded, x, precision=1e-6)
     assert loose.plan.parameters.slack_bits >= 0
     assert loose.plan.parameters.log_n < strict.plan.parameters.log_n
-    unfused = prepare(folded, x, fused=False, precision=0.05)
+    unfused = prepare(folded, x, fused=False, precision=0.9)
     assert unfused.plan.parameters.total_bits > loose.plan.parameters.total_bits
     largest = np.abs(folded.evaluate(x)).max()
-    assert loose.plan.noise_bound <= 0.05 * largest
+    assert loose.plan.noise_bound <= 0.9 * largest
     with pytest.raises(ckks.LevelExhausted, match="levels"):
-        prepare(folded, x, precision=1e-9, max_log_n=12)
+        prepare(folded, x, precision=1e-6, max_log_n=12)
+    with pytest.raises(ckks.PrecisionLost, match="no ring"):
+        prepare(folded, x, precision=1e-12)
 
 
 def test_between_two_processes(make_network: Any, make_sequences: Any) -> None:
-    network = make_network(2, (2,), gates=None, calm=True, taps=3)
-    made = prepare(fold(network, 4), make_sequences(1, 8, 4), batch=2, precision=0.1)
+    network = make_network(2, (2, 2), strides=(1, 2), gates=0.0, calm=True, taps=3)
+    made = prepare(fold(network, 4), make_sequences(1, 8, 4), batch=2, precision=0.5)
     done = infer_encrypted(made, make_sequences(0, 2, 4), calibrate=True)
     assert done.agreement == 1.0
     assert done.error < 4 * made.plan.noise_bound

@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tradeoff.engines.ckks import linear
-from tradeoff.engines.ckks.errors import LevelExhausted
+from tradeoff.engines.ckks.errors import LevelExhausted, NoPrimes, PrecisionLost, RangeError
 from tradeoff.engines.ckks.layouts import Layout, Vector, parse_layout, power_of_two
 from tradeoff.engines.ckks.parameters import LIMITS, MAX_PRIME_BITS, Parameters
 from tradeoff.engines.ckks.planning import Plan, plan
-from tradeoff.engines.ckks.program import Builder, Program, Slots
+from tradeoff.engines.ckks.program import Builder, Multiply, Program, Rescale, Slots, Weighted
 from tradeoff.engines.ckks.ranges import MARGIN, check_ranges, magnitudes, output_bound
 from tradeoff.engines.ckks.simulation import simulated_error
 from tradeoff.nn import plan as op
@@ -96,27 +96,45 @@ def smallest(
         error: bound on the noise of a result, in its own units (:attr:`Plan.noise_bound`, which is cautious).
 
     Raises:
-        LevelExhausted: no ring up to ``2^max_log_n`` will do; it names the levels that the largest has.
+        LevelExhausted: no ring up to ``2^max_log_n`` has so many levels; it names how many the largest has.
+        PrecisionLost: they have, but not with so little noise.
         ValueError: an error that is not positive.
     """
     if not error > 0:
         raise ValueError(f"error must be positive, not {error}")
     layout = parse_layout(program.input_layout)
     largest = magnitudes(program, [named(program, layout, x) for x in np.asarray(samples, np.float64)])
-    last = [value for used, value in zip(program.consumed, largest, strict=True) if used == program.depth]
-    head = max(4, math.ceil(math.log2(MARGIN * max(last))) + 1)
+    head = max(4, math.ceil(math.log2(MARGIN * _last_values(program, largest))) + 1)
+    tried = False
     for log_n, limit in sorted(LIMITS.items()):
         scale = min(MOST_SCALE_BITS, (limit - 2 * head - SPECIAL_BITS) // (program.depth + 2))
         if log_n > max_log_n or program.period > 1 << (log_n - 1) or scale < log_n + FEWEST_SCALE_BITS:
             continue
-        first = scale + head
+        tried, first = True, scale + head
         left = limit - first - program.depth * scale
         parameters = Parameters(log_n, program.depth, scale, first, min(left, MAX_PRIME_BITS))
         made = _within(program, parameters, samples, error, backend)
         if made is not None:
             return made
+    if tried:
+        raise PrecisionLost(f"no ring up to 2^{max_log_n} keeps the noise of results below {error:.3g}")
     room = (LIMITS[max_log_n] - 2 * head - SPECIAL_BITS) // (max_log_n + FEWEST_SCALE_BITS) - 2
     raise LevelExhausted("the program", program.depth, min(room, program.depth - 1))
+
+
+def _last_values(program: Program, largest: NDArray[np.float64]) -> float:
+    """The largest value that the first prime, less the scale, must hold: at the last level, or about to be
+    rescaled to it."""
+    found = [1.0]
+    products: list[bool] = []  # whether a value has the scale of a product
+    for index, step in enumerate(program.operations):
+        fresh = isinstance(step, Weighted | Multiply)
+        products.append(
+            fresh or (not isinstance(step, Rescale) and any(products[read] for read in step.reads))
+        )
+        if program.consumed[index] + products[index] >= program.depth:
+            found.append(float(largest[index]))
+    return max(found)
 
 
 def _within(
@@ -125,7 +143,7 @@ def _within(
     """A plan with these parameters, if values fit and the noise stays below ``error``."""
     try:
         made = prepare(program, samples, parameters=parameters, backend=backend)
-    except ValueError:  # out of range; or the ring has too few primes of this size
+    except (RangeError, NoPrimes):
         return None
     return made if made.noise_bound <= error else None
 

@@ -32,6 +32,10 @@ class InsecureParameters(_Rebuilt, EngineError, ValueError):
         self.total_bits, self.limit, self.n = total_bits, limit, n
 
 
+class NoPrimes(EngineError, ValueError):
+    """A ring has too few primes of a size."""
+
+
 class LevelExhausted(_Rebuilt, EngineError, ValueError):
     """A program needs more levels than there are.
 

@@ -13,7 +13,7 @@ from functools import cached_property, lru_cache
 from typing import Any, Self
 
 from tradeoff.core.errors import DataError
-from tradeoff.engines.ckks.errors import InsecureParameters, LevelExhausted
+from tradeoff.engines.ckks.errors import InsecureParameters, LevelExhausted, NoPrimes
 
 LIMITS = {10: 27, 11: 54, 12: 109, 13: 218, 14: 438, 15: 881}
 """Bits of the modulus by log2 of the ring degree."""
@@ -187,7 +187,7 @@ def _ntt_primes(bits: int, log_n: int, count: int) -> tuple[int, ...]:
     found: list[int] = []
     while len(found) < count:
         if candidate < 1 << (bits - 1):
-            raise ValueError(f"there are not {count} primes of {bits} bits for a ring of degree {1 << log_n}")
+            raise NoPrimes(f"there are not {count} primes of {bits} bits for a ring of degree {1 << log_n}")
         if candidate < 1 << bits and _is_prime(candidate):
             found.append(candidate)
         candidate -= step

@@ -161,10 +161,9 @@ def _activate(
 def _unfused(build: Builder, layout: ChannelTime, quadratic: Quadratic, value: int, valid: Floats) -> int:
     """The same value with a level for a known factor: the cost of a weight that is not folded away."""
     channels, _ = layout.block
-    scaled = build.rescaled([(value, constant(layout, np.ones(channels), valid))])
-    return build.multiply(
-        value, build.add_plain(scaled, constant(layout, np.full(channels, quadratic.shift), valid))
-    )
+    ones = np.ones(channels)
+    scaled = build.rescaled([(value, constant(layout, ones, valid))], for_product=True)
+    return build.multiply(scaled, build.add_plain(scaled, constant(layout, quadratic.shift * ones, valid)))
 
 
 def _classifier(
