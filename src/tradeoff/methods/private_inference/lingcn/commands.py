@@ -90,7 +90,7 @@ def run(
             trained = train_all(sequences, weight, training, teacher=teacher, shared=not fused)
             teacher, seconds = trained.teacher, time.perf_counter() - began
             prepared = _prepared(trained.network, sequences, encrypt, preset, fused)
-            done = _classify(prepared, sequences, encrypt)
+            done = _classify(prepared, sequences, encrypt, calibrate=True)
             row = _row(prepared, done, trained.accuracy, weight, "lingcn" if fused else "cryptogcn")
             rows.append({**row, "training_seconds": seconds})
             typer.echo(_line(rows[-1]), err=True)
@@ -119,7 +119,7 @@ def classify(
     with bad_input():
         sequences = load(data, frames=frames, windows=100, path=path)
         prepared = _prepared(network, sequences, encrypt, preset)
-        done = _classify(prepared, sequences, encrypt)
+        done = _classify(prepared, sequences, encrypt, calibrate=False)
     names = sequences.class_names
     for logits, label in zip(done.logits, sequences.test.y[:encrypt].tolist(), strict=True):
         typer.echo(f"{names[int(logits.argmax())]} (it is {names[label]})")
@@ -151,13 +151,13 @@ def _prepared(network: Any, sequences: Any, batch: int, preset: str | None, fuse
     return prepare(folded, typical, batch=batch, preset=preset, fused=fused)
 
 
-def _classify(prepared: Prepared, sequences: Any, count: int) -> EncryptedRun:
+def _classify(prepared: Prepared, sequences: Any, count: int, *, calibrate: bool) -> EncryptedRun:
     import torch
 
     from tradeoff.methods.private_inference.lingcn.inference import infer_encrypted
 
     clips = sequences.test[torch.arange(count)][0][..., 0].double().numpy()
-    return infer_encrypted(prepared, clips, calibrate=True)
+    return infer_encrypted(prepared, clips, calibrate=calibrate)
 
 
 def _row(prepared: Prepared, done: EncryptedRun, accuracy: float, mu: float, variant: str) -> dict[str, Any]:
