@@ -23,6 +23,7 @@ ARCHITECTURES: dict[str, tuple[str, str]] = {
     "efficientnet_b2": ("efficientnet", "EfficientNetB2"),
     "small_cnn": ("small", "SmallCNN"),
     "pair_cnn": ("small", "PairCNN"),
+    "pooled_cnn": ("small", "PooledCNN"),
 }
 """Architecture name -> (module of this package, class)."""
 

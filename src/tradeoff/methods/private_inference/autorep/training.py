@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tradeoff.core.errors import TradeoffError
-from tradeoff.nn.checkpoint import claim_folder, load_checkpoint, save_checkpoint, weights_digest
+from tradeoff.nn.checkpoint import claim_folder, weights_digest
 from tradeoff.nn.fit import Callback, FitConfig, FitState, History, Indexable, fit
+from tradeoff.nn.keep_best import KeepBest
 from tradeoff.nn.losses import distillation, over_budget
 from tradeoff.nn.polynomial import PolynomialDivergence
 
@@ -135,7 +136,7 @@ class AutoReP:
             return History()
         if checkpoint is not None:
             claim_folder(checkpoint, self._settings(score_learning_rate))
-        best = _KeepBest(self.network, self.budget, checkpoint and checkpoint / "best.safetensors")
+        best = KeepBest(self._validation_accuracy)
         callbacks = [_Record(self.network), best, *callbacks]
         history = History()
         if any(site.selecting for site in sites(self.network).values()):
@@ -156,9 +157,14 @@ class AutoReP:
         if finetuning is not None:
             path = checkpoint and checkpoint / "finetuning.safetensors"
             history.epochs += self._phase(train, validation, finetuning, callbacks, path).epochs
-        best.restore()
+        best.restore(self.network)
         freeze(self.network)
         return history
+
+    def _validation_accuracy(self, state: FitState) -> float | None:
+        """Of an epoch whose end meets the budget."""
+        met = relu_count(self.network) <= self.budget
+        return state.logs.get("validation_accuracy") if met else None
 
     def _settings(self, score_learning_rate: float | None) -> dict[str, Any]:
         """What a training depends on beside the two :class:`FitConfig`, which checkpoints compare."""
@@ -310,28 +316,3 @@ class _Record(Callback):
         state.logs["relu_count"] = kept
         state.logs["density"] = kept / total_count(self.network)
         state.logs["flips"] = sum(int(site.flips) for site in sites(self.network).values())
-
-
-class _KeepBest(Callback):
-    """Remembers the epoch of best validation accuracy among those that meet the budget."""
-
-    def __init__(self, network: nn.Module, budget: int, file: Path | None) -> None:
-        self.network, self.budget, self.file = network, budget, file
-        self.accuracy = -1.0
-        self.weights: dict[str, Tensor] | None = None
-        if file is not None and file.exists():
-            self.weights, progress = load_checkpoint(file)
-            self.accuracy = progress["accuracy"]
-
-    def on_epoch_end(self, state: FitState) -> None:
-        accuracy = state.logs.get("validation_accuracy", -1.0)
-        if accuracy <= self.accuracy or relu_count(self.network) > self.budget:
-            return
-        self.accuracy = accuracy
-        self.weights = {k: v.detach().cpu().clone() for k, v in self.network.state_dict().items()}
-        if self.file is not None:
-            save_checkpoint(self.file, self.weights, {"accuracy": accuracy})
-
-    def restore(self) -> None:
-        if self.weights is not None:
-            self.network.load_state_dict(self.weights)
