@@ -117,8 +117,7 @@ def _write(out: Path, network: "nn.Module", arch: str, images: "ImageData") -> N
     import torch
 
     from tradeoff.engines import two_party
-
-    from .files import save_compressed
+    from tradeoff.nn.compressed import save_compressed
 
     save_compressed(out, network, arch=arch, num_classes=images.num_classes, input_shape=images.input_shape)
     typical = images.train[torch.arange(min(64, len(images.train)))][0].numpy()

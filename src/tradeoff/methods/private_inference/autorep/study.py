@@ -17,13 +17,14 @@ from tradeoff.core import Card, Context, Method, Metric, Outcome, Recipe, Trial,
 from tradeoff.core.context import Progress
 from tradeoff.data.images import ImageData, check_name, load
 from tradeoff.engines import two_party
+from tradeoff.nn.compressed import save_compressed
 from tradeoff.nn.fit import Callback, FitConfig, FitState, evaluate, fit
 from tradeoff.nn.models import ARCHITECTURES, build, load_weights, save_weights
+from tradeoff.nn.surgery import with_relus
 
 from .baselines import layerwise_positions, random_positions
 from .claims import CLAIMS
-from .files import save_compressed
-from .replacement import relu_count, with_relus
+from .replacement import relu_count
 from .site import ReplacementConfig
 from .snl import SelectiveLinearization
 from .training import AutoReP
