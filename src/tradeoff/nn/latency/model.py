@@ -101,9 +101,18 @@ class NetworkLatency:
 
     def table(self) -> str:
         """Plain text: milliseconds of each operator that costs any, and its share."""
-        header = ("operator", "kind", "compute ms", "transfer ms", "waiting ms", "rounds", "total ms", "share")
+        header = (
+            "operator",
+            "kind",
+            "compute ms",
+            "transfer ms",
+            "waiting ms",
+            "rounds",
+            "total ms",
+            "share",
+        )
         whole = self.seconds or 1.0
-        cells = [header]
+        cells: list[tuple[str, ...]] = [header]
         cells += [_line(row, whole) for row in self.rows if row.seconds]
         cells.append(_line(_total(self.rows), whole))
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]

@@ -164,7 +164,7 @@ class _Simulation:
         self.now = 0.0
 
     def _remaining(self) -> list[float]:
-        """Seconds of the longest path from the start of each task to the end, nothing of a task overlapped."""
+        """Seconds of the longest path from the start of each task to the end, if no tiles overlap."""
         longest = [0.0] * len(self.work)
         for index in reversed(range(len(self.work))):
             following = max((longest[user] for user in self.users[index]), default=0.0)

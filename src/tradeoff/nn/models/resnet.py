@@ -32,7 +32,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """``y = ReLU(F(x) + shortcut(x))``; F has 1x1, 3x3 (strided) and 1x1 convolutions, the last 4 times wider.
+    """``y = ReLU(F(x) + shortcut(x))``; F has 1x1, 3x3 (strided) and 1x1 convolutions, the last 4 x wider.
 
     The stride is at the 3x3 convolution, as in torchvision.
     """

@@ -115,10 +115,10 @@ def replace_sites(
     """A copy of the network with other modules at some of its activation and pooling sites.
 
     Every activation site gets a module of its own at the path that its name tells, also where the model
-    calls functions or one module several times; so names in the state dict follow from the names of sites, and those of all
-    other weights stay. Functional dropout becomes modules, so that ``train()`` and ``eval()`` work; a model
-    that otherwise computes other things in training keeps its evaluation-mode path. The result returns the
-    logits where the model returns a structure.
+    calls functions or one module several times; so names in the state dict follow from the names of sites,
+    and those of all other weights stay. Functional dropout becomes modules, so that ``train()`` and
+    ``eval()`` work; a model that otherwise computes other things in training keeps its evaluation-mode path.
+    The result returns the logits where the model returns a structure.
 
     Args:
         model: it is not changed; the copy shares nothing with it.
