@@ -72,8 +72,8 @@ class PairCNN(nn.Module):
 class PoolCNN(nn.Module):
     """Eight activation sites of very different sizes and two max poolings, with two residual sums.
 
-    Two sites of 8 channels at full resolution, two of 16 at half and four of 8 at a quarter: 1,024, 512 and 64
-    ReLUs each on a 1x8x16 input, 3,328 together, so that a choice by site and one by element differ.
+    Two sites of 8 channels at full resolution, two of 16 at half and four of 8 at a quarter: 1,024, 512 and
+    64 ReLUs each on a 1x8x16 input, 3,328 together, so that a choice by site and one by element differ.
 
     Shape: ``(batch, channels, height, width)`` to ``(batch, num_classes)``; height and width at least 4.
     """

@@ -42,6 +42,7 @@ def finetune(
     *,
     teacher: nn.Module | None = None,
     temperature: float = 4.0,
+    multiplier: float = 1.0,
     checkpoint: Path | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> History:
@@ -52,6 +53,7 @@ def finetune(
     Args:
         teacher: whose outputs are distilled beside the labels, such as the network with all its ReLUs.
         temperature: of the distillation.
+        multiplier: of the learning rate of the quadratics' numbers.
         checkpoint: folder to resume from and to write to.
 
     Raises:
@@ -75,7 +77,7 @@ def finetune(
         validation,
         config,
         loss=loss,
-        parameter_groups=polynomial_group(network),
+        parameter_groups=polynomial_group(network, config, multiplier),
         callbacks=[best, *callbacks],
         checkpoint=checkpoint and checkpoint / "finetuning.safetensors",
     )
@@ -83,11 +85,15 @@ def finetune(
     return history
 
 
-def polynomial_group(network: nn.Module) -> list[dict[str, object]]:
-    """The parameter group of the quadratics: without weight decay."""
+def polynomial_group(network: nn.Module, config: FitConfig, multiplier: float) -> list[dict[str, object]]:
+    """The parameter group of the quadratics: without weight decay, and with a multiple of the rates."""
     found = [m.weights for m in network.modules() if isinstance(m, StraightThroughQuadratic)]
     trained = [weights for weights in found if weights.requires_grad]
-    return [{"params": trained, "weight_decay": 0.0}] if trained else []
+    rates = {
+        "learning_rate": multiplier * config.learning_rate,
+        "final_learning_rate": multiplier * config.final_learning_rate,
+    }
+    return [{"params": trained, "weight_decay": 0.0, **rates}] if trained else []
 
 
 def checked(loss: Tensor, network: nn.Module, inputs: Tensor) -> Tensor:

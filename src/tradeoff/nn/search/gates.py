@@ -22,6 +22,8 @@ class GateConfig(pydantic.BaseModel):
         groups: of neighboring channels that choose for themselves; 1 lets a site choose as a whole.
         scale, constant, start, clip, ramp_steps, per_channel: of
             :class:`tradeoff.nn.polynomial.StraightThroughQuadratic`.
+        learning_rate_multiplier: of the quadratics' numbers. They start as the identity, and in a short
+            training at the rate of the weights a deep network of them stays linear.
     """
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
@@ -34,6 +36,7 @@ class GateConfig(pydantic.BaseModel):
     clip: float | None = pydantic.Field(default=None, gt=0)
     ramp_steps: int = pydantic.Field(default=0, ge=0)
     per_channel: bool = False
+    learning_rate_multiplier: float = pydantic.Field(default=1.0, gt=0)
 
     def quadratic(self, shape: tuple[int, ...], site: str) -> StraightThroughQuadratic:
         """The quadratic of a site."""

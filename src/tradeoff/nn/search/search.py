@@ -20,12 +20,13 @@ from tradeoff.nn.search.architecture import (
     apply_to_plan,
     architecture_of,
     discretize,
+    finalize,
     gates,
     insert_gates,
 )
 from tradeoff.nn.search.bilevel import ArchitectureConfig, ArchitectureStep
 from tradeoff.nn.search.cost import SiteCosts, site_costs
-from tradeoff.nn.search.finetuning import checked, polynomial_group
+from tradeoff.nn.search.finetuning import checked, finetune, polynomial_group, recalibrate
 from tradeoff.nn.search.gates import GateConfig
 from tradeoff.nn.surgery import with_relus
 
@@ -132,7 +133,7 @@ class LatencySearch:
             None,
             config,
             loss=self.training_objective,
-            parameter_groups=polynomial_group(self.network),
+            parameter_groups=polynomial_group(self.network, config, self.config.learning_rate_multiplier),
             callbacks=[step, _Record(self), *callbacks],
             checkpoint=checkpoint and checkpoint / "search.safetensors",
         )
@@ -161,6 +162,44 @@ class LatencySearch:
     def discretize(self, architecture: Architecture | None = None) -> nn.Module:
         """The network of an architecture, with what the search trained; of the present one if not given."""
         return discretize(self.network, architecture)
+
+    def finish(
+        self,
+        train: Indexable,
+        validation: Indexable | None,
+        config: FitConfig,
+        *,
+        architecture: Architecture | None = None,
+        distill: bool = True,
+        checkpoint: Path | None = None,
+        callbacks: Sequence[Callback] = (),
+    ) -> nn.Module:
+        """The network of an architecture, ready to run: batch statistics, finetuning, plain modules.
+
+        Args:
+            train: the whole training split.
+            validation: chooses among the ends of epochs; None keeps the last.
+            config: of the finetuning.
+            architecture: the present choice if not given.
+            distill: learn from the outputs of the network with all its ReLUs, too.
+            checkpoint: folder to resume from and to write to.
+
+        Raises:
+            PolynomialDivergence: values became infinite or NaN; it names the site.
+        """
+        network = self.discretize(architecture)
+        recalibrate(network, train)
+        finetune(
+            network,
+            train,
+            validation,
+            config,
+            teacher=self.model if distill else None,
+            multiplier=self.config.learning_rate_multiplier,
+            checkpoint=checkpoint,
+            callbacks=callbacks,
+        )
+        return finalize(network, self.input_shape)
 
     def _set_temperature(self, temperature: float) -> None:
         for gate in gates(self.network).values():
