@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 from tradeoff.core.errors import UnknownName
 from tradeoff.core.suggest import did_you_mean
-from tradeoff.nn.latency import FPGALatency
+from tradeoff.nn.latency import FPGALatency, LatencyModel, ReleasedProxy
 
 DSPS_PER_PRODUCT = 3
 """DSP48E2 blocks of a 32-bit ring multiply-accumulate, as Yosys (``synth_xilinx -family xcup``) maps it."""
@@ -52,6 +52,17 @@ BOARDS: Mapping[str, Board] = MappingProxyType(
     }
 )
 """``zcu104``: the board of PASNet and RRNet."""
+
+
+def latency_model(name: str, *, batch: int = 1) -> LatencyModel:
+    """The latency model of a name: a board of :data:`BOARDS`, or ``pasnet-proxy``.
+
+    Raises:
+        UnknownName: there is none.
+    """
+    if name == ReleasedProxy().name:
+        return ReleasedProxy()
+    return fpga_latency(name, batch=batch)
 
 
 def fpga_latency(

@@ -11,11 +11,14 @@ PolyMPCNet and RRNet have such a scheduler; its details are not published, so th
 
 from __future__ import annotations
 
+import csv
 import heapq
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 from tradeoff.nn.latency.fpga import WORD, FPGALatency, Resource, Stage
@@ -87,6 +90,23 @@ class Schedule:
     def energy(self, watts: float) -> float:
         """Joules of both boards together, if they draw ``watts`` all the time."""
         return watts * self.makespan
+
+    def save(self, path: Path) -> None:
+        """Write the chart's bars: CSV if the path ends so, else JSON with the sums."""
+        if path.suffix == ".csv":
+            with path.open("w", newline="") as file:
+                writer = csv.DictWriter(file, ["task", "tile", "resource", "start", "end"])
+                writer.writeheader()
+                writer.writerows(self.rows())
+            return
+        document = {
+            "makespan": self.makespan,
+            "sequential": self.sequential,
+            "busy": self.busy,
+            "images": self.images,
+            "bars": self.rows(),
+        }
+        path.write_text(json.dumps(document, indent=2) + "\n")
 
     def rows(self) -> list[dict[str, Any]]:
         """The chart as JSON values, in order of time."""

@@ -1,4 +1,4 @@
-"""PolyMPCNet: search for networks of quadratics under a two-party latency model (Peng et al., PASNet, DAC 2023)."""
+"""PolyMPCNet: search for networks of quadratics under a two-party latency (Peng et al., DAC 2023)."""
 
 from .baselines import cheapest_architecture, random_architecture
 from .polympcnet import Point, PolyMPCNet, pareto, swap_magnitude

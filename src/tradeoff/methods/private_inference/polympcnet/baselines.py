@@ -6,7 +6,7 @@ from tradeoff.nn.search import Architecture, GatedActivation, LatencySearch, gat
 
 
 def random_architecture(search: LatencySearch, seconds: float, seed: int = 0) -> Architecture:
-    """Return an architecture that keeps ReLUs and max poolings of random sites, as many as the latency allows.
+    """Return an architecture that keeps random ReLU and max pooling sites, as many as the latency allows.
 
     Args:
         search: knows the network and the latency model.
@@ -24,7 +24,7 @@ def random_architecture(search: LatencySearch, seconds: float, seed: int = 0) ->
 
 
 def cheapest_architecture(search: LatencySearch, seconds: float) -> Architecture:
-    """Return the architecture that is left when the costliest sites are replaced first, until the latency fits.
+    """Return what is left when the costliest sites are replaced first, until the latency fits.
 
     Args:
         search: as above.

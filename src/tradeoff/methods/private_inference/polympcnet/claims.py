@@ -1,6 +1,7 @@
 """What the paper states, and what a search under a latency model must do, as checks over the outcomes."""
 
 import statistics
+from itertools import pairwise
 
 from tradeoff.core import Claim, Finding, Outcomes, Verdict
 from tradeoff.core.claims import all_hold, worst
@@ -77,7 +78,7 @@ def latency_falls_with_penalty(outcomes: Outcomes) -> Finding:
             f"{link} at {penalty:g}": mean
             for penalty, mean in zip(_penalties(outcomes, link), means, strict=True)
         }
-        falls = all(later <= earlier * 1.0001 for earlier, later in zip(means, means[1:], strict=False))
+        falls = all(later <= earlier * 1.0001 for earlier, later in pairwise(means))
         verdicts.append(Verdict.HOLDS if falls else Verdict.FAILS)
     return Finding(verdict=worst(verdicts), numbers=numbers)
 
@@ -193,7 +194,7 @@ CLAIMS = (
         published_latencies,
     ),
     Claim(
-        "Quadratics that start as the identity end at least 20 points above naive starts, and logits stay calm",
+        "Quadratics that start as the identity end at least 20 points above naive starts, with calm logits",
         "the method: straight-through initialization; the margin is ours",
         straight_through_start,
     ),

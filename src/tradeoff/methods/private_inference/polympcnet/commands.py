@@ -1,12 +1,13 @@
 """Search for your own network, and what it would take on a pair of FPGA boards."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
-    from tradeoff.nn.latency import FPGALatency
+    from tradeoff.data.images import ImageData
+    from tradeoff.methods.private_inference.polympcnet import Point
     from tradeoff.nn.plan import Plan
 
 app = typer.Typer(help="Search for quadratics in place of ReLUs of your own network.", no_args_is_help=True)
@@ -57,8 +58,10 @@ def search(
     latency.json and a program for `tradeoff two-party serve`.
     """
     from tradeoff.core.context import usable_device
+    from tradeoff.data.devices import latency_model
     from tradeoff.data.images import load
-    from tradeoff.engines.two_party.networks import latency_model, print_front
+    from tradeoff.engines.transport import PROFILES
+    from tradeoff.engines.two_party.networks import link_latency
     from tradeoff.methods.private_inference.polympcnet import pareto
     from tradeoff.nn.fit import FitConfig
     from tradeoff.nn.models import build, load_weights
@@ -69,8 +72,16 @@ def search(
     network = build(arch, images.num_classes, images.input_shape)
     load_weights(network, model)
     network.to(place).eval()
-    measure = latency_model(latency, calibration, batch, out)
-    common = {"batch_size": batch_size, "optimizer": "adam", "learning_rate": learning_rate, "clip_norm": 5.0}
+    on_link = latency in PROFILES
+    measure = (
+        link_latency(latency, calibration, batch, out) if on_link else latency_model(latency, batch=batch)
+    )
+    common: dict[str, Any] = {
+        "batch_size": batch_size,
+        "optimizer": "adam",
+        "learning_rate": learning_rate,
+        "clip_norm": 5.0,
+    }
     points = pareto(
         network,
         measure,
@@ -78,26 +89,46 @@ def search(
         penalty,
         images.train,
         images.validation,
-        FitConfig(epochs=epochs, schedule="constant", seed=seed, **common),  # type: ignore[arg-type]
-        FitConfig(
-            epochs=finetuning,
-            final_learning_rate=learning_rate / 100,
-            seed=seed + 1,
-            **common,  # type: ignore[arg-type]
+        FitConfig(epochs=epochs, schedule="constant", seed=seed, **common),
+        FitConfig(epochs=finetuning, final_learning_rate=learning_rate / 100, seed=seed + 1, **common),
+        architecture=ArchitectureConfig(
+            learning_rate=alpha_rate, order=2 if order == 2 else 1, batch_size=batch_size
         ),
-        architecture=ArchitectureConfig(learning_rate=alpha_rate, order=order, batch_size=batch_size),  # type: ignore[arg-type]
         checkpoint=out / "checkpoint",
     )
-    print_front(
-        [(f"penalty-{point.penalty:g}", point.network, point.architecture) for point in points],
-        images,
-        arch,
-        measure,
-        latency,
-        batch,
-        out,
-        run=run,
+    for point in points:
+        folder = out / f"penalty-{point.penalty:g}"
+        typer.echo(_write(point, images, arch, folder, latency if run and on_link else None, batch))
+    typer.echo(f"written to {out}")
+
+
+def _write(point: "Point", images: "ImageData", arch: str, folder: Path, link: str | None, batch: int) -> str:
+    """Write one network and return its line of the table: with a run over ``link``, unless that is None."""
+    import json
+
+    import torch
+
+    from tradeoff.engines.two_party.metrics import measured_metrics
+    from tradeoff.engines.two_party.networks import write_program
+    from tradeoff.nn.compressed import save_compressed
+    from tradeoff.nn.fit import evaluate
+
+    shape = images.input_shape
+    save_compressed(folder, point.network, arch=arch, num_classes=images.num_classes, input_shape=shape)
+    point.architecture.save(folder / "architecture.json")
+    (folder / "latency.json").write_text(json.dumps(point.latency.to_json(), indent=2) + "\n")
+    typical = images.train[torch.arange(min(64, len(images.train)))][0].numpy()
+    program = write_program(point.network.cpu(), shape, typical, folder / "program")
+    line = (
+        f"penalty {point.penalty:<8g} test accuracy {evaluate(point.network, images.test):.4f}  "
+        f"{point.relu_count:>9,} ReLUs  modelled {1e3 * point.latency.seconds:10.2f} ms"
     )
+    if link is not None:
+        inputs = images.test[torch.arange(min(batch, len(images.test)))][0].numpy()
+        metrics = measured_metrics(program, inputs, link, 3, lambda: None)
+        seconds, sent = metrics[f"latency_{link}"].value, metrics["online_bytes"].value
+        line += f"  measured {1e3 * seconds:10.2f} ms  {sent / 1e6:8.2f} MB"
+    return line
 
 
 @app.command()
@@ -144,7 +175,7 @@ def schedule(
     from tradeoff.nn.plan.command_line import check_place
 
     check_place(chart)
-    boards = _boards(fpga_latency(board, bandwidth=bandwidth, base_latency=base_latency / 1e3))
+    boards = fpga_latency(board, bandwidth=bandwidth, base_latency=base_latency / 1e3)
     plan = _plan(arch, input_shape, classes, architecture, all_sites)
     found = simulate(tasks(plan, boards, images=images), boards, images=images)
     typer.echo(f"modelled on two {board}, {images} image(s):")
@@ -156,10 +187,6 @@ def schedule(
         typer.echo(f"energy {found.energy(watts):.3f} J")
     if chart is not None:
         found.save(chart)
-
-
-def _boards(latency: "FPGALatency") -> "FPGALatency":
-    return latency
 
 
 def _plan(

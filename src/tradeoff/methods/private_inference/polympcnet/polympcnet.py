@@ -26,8 +26,8 @@ class PolyMPCNet:
 
     Args:
         model: trained; it is left as it is.
-        latency: what an architecture costs: :func:`tradeoff.data.devices.fpga_latency`, the two-party engine's
-            ``EngineLatency``, or another :class:`tradeoff.nn.latency.LatencyModel`.
+        latency: what an architecture costs: :func:`tradeoff.data.devices.fpga_latency`, the two-party
+            engine's ``EngineLatency``, or another :class:`tradeoff.nn.latency.LatencyModel`.
         input_shape: of one image, without the batch.
         penalty: loss of a millisecond (lambda); 0 searches for accuracy alone.
         gates: what sites may become and how quadratics start.

@@ -3,7 +3,7 @@
 import time
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import pydantic
 import torch
@@ -40,7 +40,8 @@ Link = Literal["wan", "narrow", "lan"]
 Penalty = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 RELU = "relu"
 """The network that all others are made from."""
-STARTS = ("poly", "naive-square", "naive-random")
+Start = Literal["poly", "naive-square", "naive-random"]
+STARTS: tuple[Start, ...] = get_args(Start)
 """All sites at once become quadratics and average poolings, with three starts of the quadratics."""
 
 
@@ -63,7 +64,7 @@ class PolyMPCNetRecipe(Recipe):
 
     data: str = Field("digit-pairs", description="data set, or folder with one subfolder of images per class")
     arch: str = Field("pool_cnn", description="architecture of tradeoff.nn.models")
-    starts: list[Literal["poly", "naive-square", "naive-random"]] = Field(
+    starts: list[Start] = Field(
         list(STARTS), description="all-quadratic networks without a search, by start of the quadratics"
     )
     penalties: dict[Link, list[Penalty]] = Field(description="loss of a millisecond, for each link")
