@@ -192,9 +192,8 @@ class _Simulation:
         return longest
 
     def run(self, images: int) -> Schedule:
-        for index in range(len(self.work)):
-            if not self.missing[index]:
-                self._start(index)
+        for index in [index for index, missing in enumerate(self.missing) if not missing]:
+            self._start(index)
         self._dispatch()
         while self.events:
             self.now, _, kind, arguments = heapq.heappop(self.events)

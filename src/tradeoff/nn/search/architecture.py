@@ -221,7 +221,8 @@ def finalize(network: nn.Module, input_shape: tuple[int, ...]) -> nn.Module:
 
 def _masked(module: GroupedActivation, shape: tuple[int, ...]) -> MaskedReLU:
     kept = (module.kinds == 0).reshape(-1, *([1] * (len(shape) - 1))).expand(shape)
-    return MaskedReLU(kept, module.effective_coefficients(), module.site)
+    passes = not bool((module.kinds == ACTIVATIONS.index("poly")).any())
+    return MaskedReLU(kept, None if passes else module.effective_coefficients(), module.site)
 
 
 def _input_shapes(network: nn.Module, input_shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:

@@ -108,4 +108,4 @@ def checked(loss: Tensor, network: nn.Module, inputs: Tensor) -> Tensor:
     kinds = (StraightThroughQuadratic, GroupedActivation)
     if any(isinstance(module, kinds) for module in network.modules()):
         raise locate_divergence(network, inputs, kinds, DAMPING)
-    raise TrainingDiverged(f"the loss is {float(loss)}; lower the learning rate or clip gradients")
+    raise TrainingDiverged(f"the loss is {loss.item()}; lower the learning rate or clip gradients")
