@@ -27,12 +27,14 @@ from tradeoff.nn.search import (
     GateConfig,
     LatencySearch,
     comparison_count,
+    costliest_first,
     discretize,
     insert_gates,
+    random_order,
+    reduced,
     relu_sites,
 )
 
-from .baselines import cheapest_architecture, random_architecture
 from .claims import CLAIMS
 from .polympcnet import swap_magnitude
 
@@ -174,10 +176,9 @@ def _make(
     if trial.variant != "search":
         # Chosen at the latency that the search found, and trained from the base for as many steps.
         seconds = search.hard_latency().seconds
-        if trial.variant == "random":
-            architecture = random_architecture(search, seconds, trial.seed)
-        else:
-            architecture = cheapest_architecture(search, seconds)
+        random = trial.variant == "random"
+        order = random_order(search, trial.seed) if random else costliest_first(search)
+        architecture = reduced(search, seconds, order)
         search.network = insert_gates(base, data.input_shape, recipe.gates)
         finetuning = _lengthened(finetuning, recipe.search)
     with context.progress(None, "finetuning") as bar:
