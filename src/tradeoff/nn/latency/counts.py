@@ -13,7 +13,7 @@ SECONDS_PER_RELU = 1e-6
 
 @dataclass(frozen=True)
 class ReLUCount:
-    """A microsecond for each ReLU of an image, and nothing else: a penalty of a millisecond is one of 1,000."""
+    """A microsecond for each ReLU of an image, and nothing else: a millisecond is a thousand of them."""
 
     name: str = "relu-count"
 

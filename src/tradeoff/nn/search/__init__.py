@@ -16,6 +16,14 @@ from tradeoff.nn.search.bilevel import ArchitectureConfig, ArchitectureStep
 from tradeoff.nn.search.cost import SiteCosts, site_costs
 from tradeoff.nn.search.finetuning import finetune, recalibrate
 from tradeoff.nn.search.gates import Gate, GateConfig, GatedActivation, GatedPooling
+from tradeoff.nn.search.orders import (
+    costliest_first,
+    every_second,
+    largest_first,
+    latest_first,
+    random_order,
+    reduced,
+)
 from tradeoff.nn.search.search import LatencySearch
 
 __all__ = [
@@ -31,12 +39,18 @@ __all__ = [
     "SiteCosts",
     "apply_to_plan",
     "comparison_count",
+    "costliest_first",
     "discretize",
+    "every_second",
     "finalize",
     "finetune",
     "gates",
     "insert_gates",
+    "largest_first",
+    "latest_first",
+    "random_order",
     "recalibrate",
+    "reduced",
     "relu_sites",
     "set_architecture",
     "site_costs",
