@@ -104,31 +104,10 @@ def search(
 
 def _write(point: "Point", images: "ImageData", arch: str, folder: Path, link: str | None, batch: int) -> str:
     """Write one network and return its line of the table: with a run over ``link``, unless that is None."""
-    import json
+    from tradeoff.engines.two_party.networks import write_network
 
-    import torch
-
-    from tradeoff.engines.two_party.metrics import measured_metrics
-    from tradeoff.engines.two_party.networks import write_program
-    from tradeoff.nn.compressed import save_compressed
-    from tradeoff.nn.fit import evaluate
-
-    shape = images.input_shape
-    save_compressed(folder, point.network, arch=arch, num_classes=images.num_classes, input_shape=shape)
-    point.architecture.save(folder / "architecture.json")
-    (folder / "latency.json").write_text(json.dumps(point.latency.to_json(), indent=2) + "\n")
-    typical = images.train[torch.arange(min(64, len(images.train)))][0].numpy()
-    program = write_program(point.network.cpu(), shape, typical, folder / "program")
-    line = (
-        f"penalty {point.penalty:<8g} test accuracy {evaluate(point.network, images.test):.4f}  "
-        f"{point.relu_count:>9,} ReLUs  modelled {1e3 * point.latency.seconds:10.2f} ms"
-    )
-    if link is not None:
-        inputs = images.test[torch.arange(min(batch, len(images.test)))][0].numpy()
-        metrics = measured_metrics(program, inputs, link, 3, lambda: None)
-        seconds, sent = metrics[f"latency_{link}"].value, metrics["online_bytes"].value
-        line += f"  measured {1e3 * seconds:10.2f} ms  {sent / 1e6:8.2f} MB"
-    return line
+    line = write_network(folder, point.network, point.architecture, point.latency, images, arch, link, batch)
+    return f"penalty {point.penalty:<8g} {point.relu_count:>9,} ReLUs  {line}"
 
 
 @app.command()

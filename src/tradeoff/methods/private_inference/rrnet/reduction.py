@@ -7,16 +7,17 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from tradeoff.core.errors import TradeoffError
+from tradeoff.core.errors import StoreError, TradeoffError
+from tradeoff.core.files import read_json
 from tradeoff.nn.fit import Callback, FitConfig, Indexable, TrainingDiverged, evaluate
 from tradeoff.nn.latency import LatencyModel, NetworkLatency, ReLUCount
-from tradeoff.nn.models import load_weights, save_weights
+from tradeoff.nn.models import ArchMismatch, load_weights, save_weights
 from tradeoff.nn.plan import Plan
 from tradeoff.nn.polynomial import PolynomialDivergence
 from tradeoff.nn.search import (
@@ -116,6 +117,40 @@ class Front:
     def save(self, path: Path) -> None:
         """Write all points as JSON, the networks left out."""
         path.write_text(json.dumps([point.to_json() for point in self.points], indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: Path, plan: Plan) -> Self:
+        """Read :meth:`save`'s file, without networks and latencies.
+
+        Args:
+            plan: of the network with all ReLUs and max poolings.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ArchMismatch: it is damaged, or not of this network.
+        """
+        try:
+            points = [_loaded(entry) for entry in read_json(path)]
+            for point in points:
+                if point.architecture is not None:
+                    apply_to_plan(plan, point.architecture)
+        except (StoreError, KeyError, TypeError, ValueError) as error:
+            raise ArchMismatch(f"{path} is no front of this network: {error}") from None
+        return cls(tuple(points), plan)
+
+
+def _loaded(entry: dict[str, Any]) -> FrontPoint:
+    chosen = entry["architecture"]
+    return FrontPoint(
+        float(entry["penalty"]),
+        None if chosen is None else Architecture({site: tuple(kinds) for site, kinds in chosen.items()}),
+        float(entry["accuracy"]),
+        int(entry["relus"]),
+        int(entry["comparisons"]),
+        None,
+        None,
+        entry["error"],
+    )
 
 
 def sensitivity(front: Front, models: Mapping[str, LatencyModel]) -> dict[str, list[float]]:
