@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from tradeoff.core.errors import StoreError
+from tradeoff.core.errors import DataError
 from tradeoff.engines import two_party
 from tradeoff.engines.transport import PROFILES, LinkShaper
 from tradeoff.engines.two_party.latency import (
@@ -118,9 +118,9 @@ def test_calibration_files(tmp_path: Path) -> None:
     good = json.loads((tmp_path / "c.json").read_text())
     for bad in ("{", json.dumps(good | {"linear": -1.0}), json.dumps(good | {"format": "x"}), "[]"):
         (tmp_path / "d.json").write_text(bad)
-        with pytest.raises(StoreError):
+        with pytest.raises(DataError):
             Calibration.load(tmp_path / "d.json")
-    with pytest.raises(StoreError, match="calibrate"):
+    with pytest.raises(DataError, match="calibrate"):
         Calibration.load(tmp_path / "absent.json")
 
 

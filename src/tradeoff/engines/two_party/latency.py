@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pydantic
 
-from tradeoff.core.errors import StoreError
+from tradeoff.core.errors import DataError, StoreError
 from tradeoff.core.files import read_json, write_json
 from tradeoff.engines.transport import LinkShaper, profile
 from tradeoff.engines.two_party import steps
@@ -66,14 +66,14 @@ class Calibration(pydantic.BaseModel):
         """Read :meth:`save`'s file.
 
         Raises:
-            StoreError: there is none, or it is damaged or of another format.
+            DataError: there is none, or it is damaged or of another format.
         """
+        if not path.is_file():
+            raise DataError(f"no calibration {path}: `tradeoff two-party calibrate` makes one")
         try:
             return cls.model_validate(read_json(path))
-        except FileNotFoundError:
-            raise StoreError(f"no calibration {path}: `tradeoff two-party calibrate` makes one") from None
-        except pydantic.ValidationError as error:
-            raise StoreError(f"{path} is no calibration of the two-party engine: {error}") from None
+        except (StoreError, pydantic.ValidationError) as error:
+            raise DataError(f"{path} is no calibration of the two-party engine: {error}") from None
 
 
 class EngineLatency:

@@ -60,7 +60,11 @@ def sweep(
 ) -> None:
     """Make a front, each search from where the last one ended; the same command goes on where it stopped."""
     from tradeoff.engines.transport import PROFILES
+    from tradeoff.methods.private_inference.rrnet.reduction import check_penalties
+    from tradeoff.nn.plan.command_line import bad_input
 
+    with bad_input():
+        check_penalties(penalty)
     images, method = _method(model, arch, data, latency, calibration, batch, out, alpha_rate, groups, device)
     search, after = _training(epochs, finetuning, batch_size, learning_rate, seed)
     front = method.sweep(
