@@ -92,8 +92,8 @@ def random_alphas(search: LatencySearch, seed: int) -> None:
         (FPGALatency(base_latency=1e-4), 1, False, 60),
         (FPGALatency(base_latency=1e-4), 3, True, 8),
         (FPGALatency(), 2, False, 12),
-        (ReLUCount(), 1, False, 90),
-        (EngineLatency(RATES, "wan", 4), 1, False, 30),
+        (ReLUCount(), 1, False, 116),
+        (EngineLatency(RATES, "wan", 4), 1, False, 4),
     ],
     ids=["boards", "boards-3-groups", "boards-2-groups", "count", "engine"],
 )
