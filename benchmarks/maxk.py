@@ -26,7 +26,9 @@ from torch import Tensor
 from tradeoff.core.timing import ProcessorClock, side_by_side
 from tradeoff.data.graphs import load_structure
 from tradeoff.engines.kernels import CBSR, Graph, cbsr_sddmm, cbsr_spmm, maxk, spmm
-from tradeoff.methods.graphs.maxk_gnn import aggregate
+from tradeoff.methods.graphs.maxk_gnn import MaxKGNN, aggregate, profiled
+from tradeoff.methods.graphs.maxk_gnn.nodes import load_nodes
+from tradeoff.methods.graphs.maxk_gnn.training import node_loss
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "docs" / "results" / "benchmarks" / "maxk.json"
@@ -41,6 +43,8 @@ MANY_NEIGHBORS = 50
 """Neighbors a node from which on, as the paper asks for, aggregation is judged."""
 LEAST_GAIN = 1.4
 LEAST_AUTO = 0.9
+LEAST_EXPLAINED = 0.95
+"""Of an epoch's seconds, by the parts that the method's breakdown names."""
 
 Interval = tuple[float, float, float]
 """Median over the rounds, and its 95 % interval."""
@@ -111,7 +115,20 @@ def _step(graph: Graph, features: CBSR, grad: Tensor, how: Any) -> Callable[[], 
     return step
 
 
-def verdicts(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
+def explained(name: str, epochs: int = 5) -> float:
+    """The part of a training epoch that its breakdown explains; of the least disturbed of several."""
+    data, graph = load_nodes(name)
+    model = MaxKGNN("sage", data.num_features, WIDTH, 2, data.num_classes, WIDTH // 8)
+    normalized = model.normalized(graph)
+    found = []
+    for _ in range(epochs):
+        with profiled() as breakdown:
+            node_loss(model(normalized, data.x), data.y).backward()
+        found.append(breakdown)
+    return min(found, key=lambda breakdown: breakdown.epoch).covered
+
+
+def verdicts(rows: Sequence[Row], explained: float) -> Iterator[dict[str, Any]]:
     """The targets, what was reached and whether that is enough."""
     wanted = [row for row in rows if row.k == WIDTH // 16 and row.nnz >= MANY_NEIGHBORS * row.nodes]
     for way in ("forward", "backward"):
@@ -125,6 +142,9 @@ def verdicts(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
     slowest = min(row.auto[0] for row in rows)
     text = "`auto`, slowest row: part of the better kernel's speed"
     yield {"target": text, "value": slowest, "at_least": LEAST_AUTO, "met": slowest >= LEAST_AUTO}
+    text = "part of a training epoch that its breakdown explains"
+    met = explained >= LEAST_EXPLAINED
+    yield {"target": text, "value": explained, "at_least": LEAST_EXPLAINED, "met": met}
 
 
 def markdown(document: dict[str, Any]) -> str:
@@ -181,7 +201,8 @@ def main() -> None:
             rows.append(row := measure(name, graph, k, options.rounds))
             gains = f"forward {times(row.forward_gain)}, backward {times(row.backward_gain)}"
             console.print(f"{name}, k = {k}: {gains}, auto {row.auto[0]:.2f}", highlight=False)
-    reached = list(verdicts(rows))
+    covered = explained(QUICK[0])
+    reached = list(verdicts(rows, covered))
     for verdict in reached:
         word = "[green]met[/]" if verdict["met"] else "[red]not met[/]"
         console.print(f"{word}: {verdict['target']}: {verdict['value']:.2f} (target {verdict['at_least']})")
@@ -190,6 +211,7 @@ def main() -> None:
         "minutes": round((time.monotonic() - started) / 60, 1),
         **before,
         "rounds": options.rounds,
+        "explained": covered,
         "rows": [asdict(row) for row in rows],
         "verdicts": reached,
     }

@@ -99,15 +99,23 @@ TRADEOFF_TARGET TRADEOFF_INLINE void exponential(float *x) {
     }
 }
 
-// out = gate / (1 + exp(-gate)) * up
-TRADEOFF_TARGET inline void swiglu_row(const float *gate, const float *up, float *out, Index width) {
+// out = gate / (1 + exp(-gate)) * up for one block of lanes
+TRADEOFF_TARGET TRADEOFF_INLINE void swiglu_line(const float *gate, const float *up, float *out) {
     alignas(64) float values[kLine];
-    for (Index c = 0; c < width; c += kLine) {
-        const int count = int(std::min<Index>(kLine, width - c));
-        for (int i = 0; i < kLine; ++i) values[i] = i < count ? -gate[c + i] : 0.0f;
-        exponential(values);
-        for (int i = 0; i < count; ++i) out[c + i] = gate[c + i] / (1.0f + values[i]) * up[c + i];
-    }
+    for (int i = 0; i < kLine; ++i) values[i] = -gate[i];
+    exponential(values);
+    for (int i = 0; i < kLine; ++i) out[i] = gate[i] / (1.0f + values[i]) * up[i];
+}
+
+TRADEOFF_TARGET inline void swiglu_row(const float *gate, const float *up, float *out, Index width) {
+    Index c = 0;
+    for (; c + kLine <= width; c += kLine) swiglu_line(gate + c, up + c, out + c);
+    if (c == width) return;
+    alignas(64) float gates[kLine] = {}, ups[kLine] = {}, outs[kLine];
+    std::copy(gate + c, gate + width, gates);
+    std::copy(up + c, up + width, ups);
+    swiglu_line(gates, ups, outs);
+    std::copy(outs, outs + (width - c), out + c);
 }
 
 // out = x / sqrt(mean x^2 + eps) times the scale and, if given, the gain
@@ -190,14 +198,25 @@ TRADEOFF_TARGET inline void attend(const Query &query, const Index *slots, float
     Index t = 0;
     for (; t + 4 <= query.length; t += 4) score<4>(query, slots + t, scores + t);
     for (; t < query.length; ++t) score<1>(query, slots + t, scores + t);
+    const Index whole = query.length / kLine * kLine;
+    alignas(64) float most[kLine];
+    for (int i = 0; i < kLine; ++i) most[i] = scores[0];
+    for (t = 0; t < whole; t += kLine)
+        for (int i = 0; i < kLine; ++i) most[i] = scores[t + i] > most[i] ? scores[t + i] : most[i];
     float largest = scores[0];
-    for (t = 1; t < query.length; ++t) largest = scores[t] > largest ? scores[t] : largest;
+    for (int i = 0; i < kLine; ++i) largest = most[i] > largest ? most[i] : largest;
+    for (t = whole; t < query.length; ++t) largest = scores[t] > largest ? scores[t] : largest;
     alignas(64) float totals[kLine] = {};
-    for (t = 0; t < query.length; t += kLine) {
-        const int count = int(std::min<Index>(kLine, query.length - t));
-        for (int i = 0; i < kLine; ++i) scores[t + i] = i < count ? scores[t + i] - largest : 0.0f;
+    for (t = 0; t < whole; t += kLine) {
+        for (int i = 0; i < kLine; ++i) scores[t + i] -= largest;
         exponential(scores + t);
-        for (int i = 0; i < kLine; ++i) totals[i] += i < count ? scores[t + i] : 0.0f;
+        for (int i = 0; i < kLine; ++i) totals[i] += scores[t + i];
+    }
+    if (whole < query.length) {
+        const int count = int(query.length - whole);
+        for (int i = 0; i < kLine; ++i) scores[whole + i] = i < count ? scores[whole + i] - largest : 0.0f;
+        exponential(scores + whole);
+        for (int i = 0; i < count; ++i) totals[i] += scores[whole + i];
     }
     float total = 0;
     for (int i = 0; i < kLine; ++i) total += totals[i];

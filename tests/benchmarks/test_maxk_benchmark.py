@@ -49,10 +49,11 @@ def test_verdicts_follow_the_figures(benchmark: ModuleType) -> None:
         return benchmark.Row("g", 10, nnz, k, 1.0, 1.0, 1.0, 1.0, 1.0, **gains)
 
     rows = [row(600, 16, 3.0, 1.3, 1.0), row(100, 16, 0.5, 0.5, 0.95), row(600, 64, 1.0, 1.0, 0.8)]
-    forward, backward, auto = benchmark.verdicts(rows)
+    forward, backward, auto, explained = benchmark.verdicts(rows, 0.96)
     assert (forward["value"], forward["met"]) == (3.0, True)
     assert (backward["value"], backward["met"]) == (1.3, False)
     assert (auto["value"], auto["met"]) == (0.8, False)
+    assert (explained["value"], explained["met"]) == (0.96, True)
 
 
 @pytest.mark.parametrize("path", sorted(RESULTS.parent.glob(RESULTS.name)), ids=lambda path: path.stem)
@@ -60,5 +61,6 @@ def test_stored_results_are_complete_and_shown(benchmark: ModuleType, path: Path
     stored = json.loads(path.read_text())
     cells = {(row["graph"], row["k"]) for row in stored["rows"]}
     assert cells == {(graph, k) for graph in benchmark.GRAPHS for k in benchmark.KS}
-    assert list(benchmark.verdicts([benchmark.Row(**row) for row in stored["rows"]])) == stored["verdicts"]
+    rows = [benchmark.Row(**row) for row in stored["rows"]]
+    assert list(benchmark.verdicts(rows, stored["explained"])) == stored["verdicts"]
     assert benchmark.markdown(stored) in (ROOT / "benchmarks" / "README.md").read_text()

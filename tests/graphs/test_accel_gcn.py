@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.sparse
 import torch
 
 pytest.importorskip("torch_geometric", reason="torch-geometric is missing: pip install 'tradeoff[graphs]'")
@@ -413,12 +414,25 @@ def test_bench_of_a_graph_file(tmp_path: Path, capsys: pytest.CaptureFixture[str
         (("--peers", "mkl"), "no peer 'mkl'"),
         (("--device", "tpu"), "cpu, cuda or auto"),
         (("--warps", "40"), "warps"),
+        (("--epochs", "1"), "at least 2"),
+        (("--json", "/tmp"), "it is a folder"),
+        (("--json", "/dev/null/out.json"), "cannot write into /dev/null"),
+        (("--graph", "empty.npz"), "has no nodes"),
+        (("--peers", "scipy, mkl"), "no peer 'mkl'"),
     ],
 )
 def test_bench_names_what_is_wrong(
-    capsys: pytest.CaptureFixture[str], change: tuple[str, str], message: str
+    capsys: pytest.CaptureFixture[str],
+    change: tuple[str, str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    scipy.sparse.save_npz("empty.npz", scipy.sparse.csr_array((0, 0)))
+    monkeypatch.setattr(bench, "time_products", None)  # it would be too late
     options = {"--graph": "pl:50:3", "--dim": "4", "--epochs": "0"}
     options[change[0]] = change[1]
-    assert run("accel-gcn", "bench", *(word for pair in options.items() for word in pair)) == 2
+    status = run("accel-gcn", "bench", *(word for pair in options.items() for word in pair))
+    assert status == (1 if change[0] == "--json" else 2)
     assert message in capsys.readouterr().err.replace("\n", " ")

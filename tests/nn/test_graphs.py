@@ -1,5 +1,6 @@
 """Adjacency arrays against scipy, generators against their promises, texts of graphs, hostile NumPy files."""
 
+import dataclasses
 import io
 import zipfile
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from tradeoff.core.errors import DataError
 from tradeoff.nn import graphs
 from tradeoff.nn.graphs import arrays, from_edges, generate, published
+from tradeoff.nn.graphs.specs import FAMILIES
 
 
 def to_scipy(graph: graphs.Adjacency) -> sp.csr_matrix:
@@ -92,6 +94,7 @@ def csr(**changes):
         ({"indices": np.array([1.0, 0.0])}, "vectors of integers"),
         ({"data": np.ones(3)}, "as many real numbers"),
         ({"shape": np.array([2, 3])}, "a graph's is square"),
+        ({"shape": np.array([10**12, 10**12])}, "less than 2.32 nodes"),
         ({"format": np.array(b"csc")}, "not in CSR form"),
         ({"data": None}, "holds no array data"),
         ({"data": np.array([{}, {}], object)}, "Python objects"),
@@ -101,6 +104,23 @@ def test_malformed_matrices(tmp_path, changes, message):
     np.savez(tmp_path / "g.npz", **csr(**changes))
     with pytest.raises(DataError, match=message):
         graphs.read_adjacency(tmp_path / "g.npz")
+
+
+@pytest.mark.parametrize("value", [1, 2])
+def test_entries_that_repeat_in_a_file_add_up(tmp_path, value):
+    repeated = {"indptr": [0, 2, 3], "indices": [1, 1, 0], "data": [value, value, 1.0]}
+    np.savez(tmp_path / "g.npz", **csr(**{name: np.array(array) for name, array in repeated.items()}))
+    graph = graphs.read_adjacency(tmp_path / "g.npz")
+    assert to_scipy(graph).toarray().tolist() == [[0, 2 * value], [1, 0]]
+
+
+def test_graphs_larger_than_memory_are_named(monkeypatch):
+    def full(*numbers, seed):
+        raise MemoryError("Unable to allocate 29.8 GiB")
+
+    monkeypatch.setitem(FAMILIES, "pl", dataclasses.replace(FAMILIES["pl"], make=full))
+    with pytest.raises(ValueError, match="'pl:4000000000:0' takes more memory than there is"):
+        generate("pl:4000000000:0")
 
 
 def test_array_files_claim_no_more_than_they_hold(tmp_path):

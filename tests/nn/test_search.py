@@ -47,7 +47,7 @@ SHAPE = (1, 8, 16)
 @pytest.fixture
 def network() -> nn.Module:
     torch.manual_seed(1)
-    found = build("pool_cnn", 10, SHAPE)
+    found = build("pair_pool_cnn", 10, SHAPE)
     with torch.no_grad():
         for module in found.modules():
             if isinstance(module, nn.BatchNorm2d):

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import tempfile
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -58,6 +59,31 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def prepare_file(path: Path) -> None:
+    """Make the folder of a file that is to be written at the end of long work, and see that it can be.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    if path.is_dir():
+        raise StoreError(f"cannot write {path}: it is a folder")
+    prepare_folder(path.parent)
+
+
+def prepare_folder(folder: Path) -> None:
+    """Make a folder, and see that files can be written into it.
+
+    Raises:
+        StoreError: they cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise StoreError(f"cannot write into {folder}: {error.strerror or error}") from error
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""How much memory some work takes."""
+"""How much memory some work takes, and how much there is."""
 
 import resource
 import sys
@@ -8,6 +8,14 @@ from pathlib import Path
 
 _STATUS = Path("/proc/self/status")
 _RESET = Path("/proc/self/clear_refs")
+
+
+def physical_memory() -> int:
+    """Bytes of memory that this machine has."""
+    import psutil
+
+    total: int = psutil.virtual_memory().total
+    return total
 
 
 class PeakMemory:

@@ -153,7 +153,7 @@ class FitState:
 
 class Callback:
     """Hooks into :func:`fit`; override what is needed. What a callback must remember over an interruption it
-    gives as JSON values in :meth:`state_dict` (tensors belong in buffers of the model)."""
+    gives as JSON values in :meth:`state_dict`, and tensors in :meth:`state_tensors`."""
 
     def on_step_begin(self, state: FitState) -> None: ...
 
@@ -168,6 +168,11 @@ class Callback:
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        return {}
+
+    def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None: ...
 
 
 class Indexable(Protocol):
@@ -439,6 +444,9 @@ class _Fit:
         if self.lookahead is not None:
             for parameter, slow in zip(self.parameters, self.lookahead.slow, strict=True):
                 tensors[f"lookahead/{self.names[id(parameter)]}"] = slow
+        for place, callback in enumerate(self.callbacks):
+            kept = callback.state_tensors()
+            tensors |= {f"callback/{place}/{name}": tensor for name, tensor in kept.items()}
         progress = {
             "fingerprint": self._fingerprint(),
             "step": state.step,
@@ -472,8 +480,12 @@ class _Fit:
         state.step, state.epoch, state.stop = progress["step"], progress["epoch"], progress["stop"]
         state.history.epochs.extend(progress["history"])
         self.epoch_loss, self.epoch_seconds = progress["epoch_loss"], progress["epoch_seconds"]
-        for callback, saved in zip(self.callbacks, progress["callbacks"], strict=True):
+        for place, (callback, saved) in enumerate(zip(self.callbacks, progress["callbacks"], strict=True)):
             callback.load_state_dict(saved)
+            prefix = f"callback/{place}/"
+            callback.load_state_tensors(
+                {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
+            )
         if self.accelerator.scaler and progress["scaler"]:
             self.accelerator.scaler.load_state_dict(progress["scaler"])
         log.info("going on from %s at step %d of %d", path, state.step, state.total_steps)

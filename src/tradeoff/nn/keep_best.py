@@ -1,43 +1,55 @@
-"""A callback that remembers the weights of the best epoch."""
+"""The weights of a training's best epoch."""
 
-from collections.abc import Callable
-from pathlib import Path
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
-from tradeoff.nn.checkpoint import load_checkpoint, save_checkpoint
 from tradeoff.nn.fit import Callback, FitState
 
 
 class KeepBest(Callback):
-    """Remembers the epoch of best validation accuracy; :meth:`restore` goes back to it.
+    """Scores the model at the ends of epochs and remembers the weights of the highest score.
+
+    They are part of the training's checkpoint: one that was interrupted goes on with the best it had. Of
+    equal scores the first counts. One object may watch several trainings of a model in turn.
 
     Args:
-        network: whose weights are kept.
-        file: keeps them over an interruption; None for memory only.
-        eligible: asked at the end of an epoch whether its weights may be kept at all.
+        score: of the epoch that ends, for example of its ``logs``; None, or NaN, leaves the epoch out.
+
+    Attributes:
+        value: the best score; None before the first.
+        epoch: that had it, from 1; 0 before the first.
     """
 
-    def __init__(
-        self, network: nn.Module, file: Path | None = None, eligible: Callable[[], bool] = lambda: True
-    ) -> None:
-        self.network, self.file, self.eligible = network, file, eligible
-        self.accuracy = -1.0
-        self.weights: dict[str, Tensor] | None = None
-        if file is not None and file.exists():
-            self.weights, progress = load_checkpoint(file)
-            self.accuracy = progress["accuracy"]
+    def __init__(self, score: Callable[[FitState], float | None]) -> None:
+        self.score = score
+        self.value: float | None = None
+        self.epoch = 0
+        self._weights: dict[str, Tensor] = {}
 
     def on_epoch_end(self, state: FitState) -> None:
-        accuracy = state.logs.get("validation_accuracy", -1.0)
-        if accuracy <= self.accuracy or not self.eligible():
-            return
-        self.accuracy = accuracy
-        self.weights = {k: v.detach().cpu().clone() for k, v in self.network.state_dict().items()}
-        if self.file is not None:
-            save_checkpoint(self.file, self.weights, {"accuracy": accuracy})
+        value = self.score(state)
+        if value is not None and value > (-math.inf if self.value is None else self.value):
+            self.value, self.epoch = value, state.epoch
+            self._weights = {name: t.detach().cpu().clone() for name, t in state.model.state_dict().items()}
 
-    def restore(self) -> None:
-        """Load the best epoch's weights into the network; nothing if there was none."""
-        if self.weights is not None:
-            self.network.load_state_dict(self.weights)
+    def restore(self, model: nn.Module) -> None:
+        """Give the model the best epoch's weights; without any it keeps its own."""
+        if self._weights:
+            model.load_state_dict({name: self._weights[name] for name in model.state_dict()})
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"value": self.value, "epoch": self.epoch}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.value, self.epoch = state["value"], state["epoch"]
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        return self._weights
+
+    def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        self._weights = dict(tensors)

@@ -142,7 +142,7 @@ def test_text_files(tmp_path):
         (gzip.compress(b"1 2 3\n" * 100, mtime=0)[:-12], "cannot read"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:loadtxt")
+@pytest.mark.filterwarnings("error:loadtxt")
 def test_malformed_text(tmp_path, content, message):
     (tmp_path / "events.txt").write_bytes(content)
     with pytest.raises(DataError, match=message):

@@ -8,8 +8,9 @@ import scipy.sparse
 import torch
 from typer.testing import CliRunner
 
+from tradeoff.core.errors import DataError, StoreError
 from tradeoff.data.graphs import load_structure
-from tradeoff.engines.kernels import BackendError
+from tradeoff.engines.kernels import BackendError, OperandError
 from tradeoff.engines.kernels.bench import OURS, Peer, bench, copy_rate, peers_of, torch_peer
 from tradeoff.engines.kernels.commands import app
 
@@ -52,6 +53,38 @@ def test_the_verb_alone_knows_generated_graphs() -> None:
     assert '"graph": "pl:100:4"' in done.stdout
     missing = CliRunner().invoke(app, ["bench", "--graph", "debian"])
     assert missing.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (("--threads", "1,999999"), SystemExit),
+        (("--dim", "²"), SystemExit),
+        (("--seed", "-1"), SystemExit),
+        (("--json", "/tmp"), StoreError),
+        (("--json", "/dev/null/rows.json"), StoreError),
+        (("--dim", "1000000000000"), OperandError),
+        (("--graph", "empty.npz"), DataError),
+    ],
+)
+def test_what_is_wrong_is_named_before_anything_is_timed(
+    words: tuple[str, str], error: type[Exception], tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    scipy.sparse.save_npz("empty.npz", scipy.sparse.csr_array((0, 0)))
+    monkeypatch.setattr("tradeoff.engines.kernels.bench.copy_rate", None)
+    graph = () if words[0] == "--graph" else ("--graph", "pl:100:4")
+    done = CliRunner().invoke(app, ["bench", *graph, *words])
+    assert done.exit_code == (2 if error is SystemExit else 1)
+    assert isinstance(done.exception, error)
+
+
+def test_the_folder_of_the_rows_is_made(tmp_path) -> None:
+    rows = tmp_path / "new" / "rows.json"
+    words = ["bench", "--graph", "pl:9:2", "--dim", "1", "--rounds", "1", "--peers", "", "--json", str(rows)]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    assert json.loads(rows.read_text())["rows"][0]["nodes"] == 9
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
-from tradeoff.engines.kernels import Graph, cbsr_sddmm, cbsr_spmm, maxk, sddmm, spmm
+from tradeoff.engines.kernels import Graph, OperandError, cbsr_sddmm, cbsr_spmm, maxk, sddmm, spmm
 
 
 @pytest.fixture
@@ -170,3 +170,84 @@ def test_operators_pass_the_checks_of_pytorch(graph, features) -> None:
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
     for operator, arguments in calls.items():
         torch.library.opcheck(operator, arguments, test_utils=tests)
+
+
+@pytest.fixture
+def functions(graph, features, backend) -> dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]]:
+    """Every operator as a function of its matrices, and operands."""
+    x, y = (features(rows, 3, seed=rows, dtype=torch.float64) for rows in (4, 5))
+    pattern = maxk(x, 2)
+    here = {"backend": backend}
+    return {
+        "spmm": (lambda x, w: spmm(graph.with_values(w), x, **here), (x, graph.values)),
+        "constant": (lambda x: spmm(graph, x, **here), (x,)),
+        "buckets": (
+            lambda x, w: spmm(graph.with_values(w), x, strategy="buckets", **here),
+            (x, graph.values),
+        ),
+        "sddmm": (lambda y, x: sddmm(graph, y, x, **here), (y, x)),
+        "maxk": (lambda x: maxk(x, 2, clip=True, **here).to_dense(**here), (x,)),
+        "cbsr_spmm": (
+            lambda x, w: cbsr_spmm(graph.with_values(w), maxk(x, 2, **here), **here),
+            (x, graph.values),
+        ),
+        "cbsr_sddmm": (lambda y, w: cbsr_sddmm(graph.with_values(w), y, pattern, **here), (y, graph.values)),
+        "cbsr_sddmm of x": (lambda y, x: sddmm(graph, y, maxk(x, 2, **here), **here), (y, x)),
+    }
+
+
+def test_forward_mode(functions) -> None:
+    for name, (function, operands) in functions.items():
+        assert gradcheck(function, tuple(map(leaf, operands)), check_forward_ad=True), name
+        directions = tuple(torch.randn_like(each) for each in operands)
+        _, tangent = torch.func.jvp(function, operands, directions)
+        _, expected = torch.autograd.functional.jvp(function, operands, directions)
+        assert torch.allclose(tangent, expected), name
+        assert bool((tangent != 0).any())
+
+
+def test_transforms_of_functions(functions) -> None:
+    transforms = {
+        "forward over reverse": torch.func.hessian,
+        "reverse twice": lambda f, places: torch.func.jacrev(torch.func.jacrev(f, places), places),
+        "forward twice": lambda f, places: torch.func.jacfwd(torch.func.jacfwd(f, places), places),
+        "reverse over forward": lambda f, places: torch.func.jacrev(torch.func.jacfwd(f, places), places),
+    }
+    for name, (function, operands) in functions.items():
+        places = tuple(range(len(operands)))
+
+        def loss(*operands: Tensor, function: Callable[..., Tensor] = function) -> Tensor:
+            return function(*operands).sin().sum()
+
+        leaves = tuple(map(leaf, operands))
+        expected = torch.autograd.grad(loss(*leaves), leaves)
+        for ours, theirs in zip(torch.func.grad(loss, places)(*operands), expected, strict=True):
+            assert torch.allclose(ours, theirs), name
+        second = torch.autograd.functional.hessian(loss, operands)
+        for how, transform in transforms.items():
+            if how != "forward over reverse" and name != "cbsr_spmm":
+                continue  # one product of three operators stands for them all
+            for row, expected_row in zip(transform(loss, places)(*operands), second, strict=True):
+                for ours, theirs in zip(row, expected_row, strict=True):
+                    assert torch.allclose(ours, theirs), f"{name}, {how}"
+
+
+def test_a_written_result_has_no_tangent(graph, features) -> None:
+    x = features(4, 3, seed=1, dtype=torch.float64)
+    with pytest.raises(OperandError, match="out= has no gradient"):
+        torch.func.jvp(lambda x: spmm(graph, x, out=torch.empty(5, 3, dtype=x.dtype)), (x,), (x,))
+
+
+@pytest.mark.parametrize("strategy", ["rows", "buckets"])
+def test_the_transpose_follows_weights_that_are_written(features, strategy) -> None:
+    graph = Graph.from_coo([0, 0, 1], [0, 1, 0], torch.tensor([1.0, 2, 3]), (2, 2))
+    symmetric = Graph.from_coo([0, 1], [1, 0], torch.tensor([1.0, 1]), (2, 2))
+    assert symmetric.is_symmetric
+    for _ in range(2):
+        x = leaf(features(2, 3, seed=1))
+        spmm(graph, x, strategy=strategy).sum().backward()
+        assert torch.allclose(x.grad, graph.to_dense().T @ torch.ones(2, 3))
+        assert torch.equal(graph.transpose().to_dense(), graph.to_dense().T)
+        graph.values.mul_(10)
+    symmetric.values[0] = 5
+    assert not symmetric.is_symmetric

@@ -127,6 +127,7 @@ def test_other_forms(random_graph) -> None:
     assert repr(graph) == f"Graph(8 x 6, nnz={graph.nnz}, float32, cpu)"
 
 
+UNSIGNED = torch.tensor([0, 3], dtype=torch.uint64)
 BAD = {
     "indptr falls at position 2: 1 after 3": lambda: Graph.from_csr([0, 3, 1, 3], [0, 1, 2]),
     "indptr starts with 1 at position 0": lambda: Graph.from_csr([1, 2], [0, 0]),
@@ -147,8 +148,34 @@ BAD = {
     "num_columns is a whole number": lambda: Graph.from_csr([0], [], num_columns=-1),
     "normalize takes one of": lambda: Graph.from_csr([0], []).normalize("column"),
     "needs a square matrix": lambda: Graph.from_csr([0, 0], [], num_columns=3).normalize("sym"),
+    r"1,099,511,627,776 rows .* takes [\d,]+ bytes": lambda: Graph.from_coo([0], [0], shape=(2**40, 2**40)),
+    "4,611,686,018,427,387,905 columns": lambda: Graph.from_edge_index([[2**62], [0]]),
+    "num_nodes is a whole number of at least 0, not nan": lambda: Graph.from_edge_index(
+        [[0], [0]], num_nodes=float("nan")
+    ),
+    "num_nodes is a whole number of at least 0, not 'a'": lambda: Graph.from_edge_index(
+        [[0], [0]], num_nodes="a"
+    ),
+    r"indices\[1\] is 3, must be from 0 to 1": lambda: Graph.from_csr([0, 1, 2], UNSIGNED),
+    "values are real numbers, not torch.complex64": lambda: Graph.from_scipy(
+        scipy.sparse.csr_array([[1j]], dtype="complex64")
+    ),
     "row 0 sums to less than 0": lambda: Graph.from_csr([0, 1], [0], torch.tensor([-1.0])).normalize("sym"),
 }
+
+
+def test_unsigned_indices_are_taken() -> None:
+    graph = Graph.from_coo(UNSIGNED, UNSIGNED)
+    assert graph.to_dense().nonzero().tolist() == [[0, 0], [3, 3]]
+    assert Graph.from_edge_index(torch.stack([UNSIGNED, UNSIGNED])).num_rows == 4
+
+
+def test_rows_that_sum_to_next_to_nothing_have_means() -> None:
+    """1 over a denormal number may be infinite."""
+    values = torch.tensor([1e-45, 0, 1e-40, 3e-40, 2, 6])
+    graph = Graph.from_csr([0, 2, 4, 6], [0, 1, 0, 1, 0, 1], values, 2)
+    means = torch.tensor([[1.0, 0], [0.25, 0.75], [0.25, 0.75]])
+    assert torch.allclose(graph.normalize("row").to_dense(), means, atol=1e-4)
 
 
 @pytest.mark.parametrize("message", BAD)

@@ -31,7 +31,7 @@ RATES = Calibration(
 
 def network() -> nn.Module:
     torch.manual_seed(0)
-    return build("pool_cnn", 10, SHAPE).eval()
+    return build("pair_pool_cnn", 10, SHAPE).eval()
 
 
 @pytest.mark.parametrize("link", ["wan", "narrow", LinkShaper(latency_ms=3, mbit=50)])

@@ -22,6 +22,7 @@ from tradeoff.methods.graphs.gnn_sparsification import DenseTrainer, Report, cla
 from tradeoff.methods.graphs.gnn_sparsification.study import GNNSparsification
 from tradeoff.methods.graphs.gnn_sparsification.tasks import (
     LinkSource,
+    NodeSource,
     auc_error,
     link_task,
     node_features,
@@ -277,6 +278,13 @@ def write_graph(path: Path, **changes: np.ndarray) -> Path:
     return path
 
 
+def features(odd: float) -> np.ndarray:
+    """Zeros, and one that is odd."""
+    x = np.zeros((120, 3))
+    x[7, 1] = odd
+    return x
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -287,6 +295,11 @@ def write_graph(path: Path, **changes: np.ndarray) -> Path:
         ({"y": np.full(120, -1)}, "count from 0"),
         ({"test": np.arange(59, 61)}, "two parts"),
         ({"train": np.array([200])}, "200|none of a node|node"),
+        ({"y": np.arange(120) + 10**9}, "class 1000000119, of 120 nodes"),
+        ({"y": np.full(120, 2**63, np.uint64)}, "class 9223372036854775808, of 120 nodes"),
+        ({"x": features(np.nan)}, r"x\[7, 1\] is nan"),
+        ({"x": features(-np.inf)}, r"x\[7, 1\] is -inf"),
+        ({"x": features(1e39)}, r"x\[7, 1\] is 1e\+39"),
     ],
 )
 def test_graphs_that_do_not_fit_together_are_refused(
@@ -294,6 +307,22 @@ def test_graphs_that_do_not_fit_together_are_refused(
 ) -> None:
     with pytest.raises(DataError, match=message):
         read_nodes(write_graph(tmp_path / "graph.npz", **change))
+
+
+@pytest.mark.parametrize("network", ["fnn", "gcn"])
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_empty_splits_are_named(tmp_path: Path, split: str, network: str) -> None:
+    graph = write_graph(tmp_path / "graph.npz", **{split: np.zeros(0, np.int64)})
+    with pytest.raises(DataError, match=f"split {split} is empty"):
+        NodeSource(data=str(graph), network=network).task()
+
+
+def test_features_of_few_or_large_numbers(tmp_path: Path) -> None:
+    one = read_nodes(write_graph(tmp_path / "graph.npz", train=np.array([5])))
+    assert bool(node_features(one, 4).isfinite().all())
+    large = read_nodes(write_graph(tmp_path / "graph.npz", x=np.full((120, 3), 3e38)))
+    with pytest.raises(DataError, match="too large"):
+        node_features(large, 4)
 
 
 def run(*words: str) -> int:

@@ -22,6 +22,7 @@ from tradeoff.methods.graphs.maxk_gnn import (
 )
 from tradeoff.methods.graphs.maxk_gnn.dropout import dropout
 from tradeoff.methods.graphs.maxk_gnn.model import Kind, sparse_if_worth
+from tradeoff.methods.graphs.maxk_gnn.systems import build
 from tradeoff.methods.graphs.maxk_gnn.timing import saved_bytes
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -204,10 +205,31 @@ def test_selection_and_aggregation_do_not_depend_on_the_number_of_threads() -> N
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
+class Sums(nn.Module):
+    """A block of nothing but selection and sums over neighbors."""
+
+    def forward(self, graph: Graph, x: Tensor) -> Tensor:
+        return aggregate(graph, maxk(x, 8), "cbsr")
+
+
 def test_aggregation_keeps_the_columns_only(graph: Graph) -> None:
-    """Not the dense features: at most 5 bytes a kept value."""
-    assert saved_bytes(graph.normalize("row"), 64, 8) <= 5 * 8 * 60 * 1.1
-    assert saved_bytes(graph.normalize("row"), 64, None) == 4 * 64 * 60
+    assert saved_bytes(Sums(), graph.normalize("row"), torch.randn(60, 64)) == 8 * 60
+
+
+def test_a_block_keeps_what_its_backward_pass_reads(graph: Graph) -> None:
+    """n = 60, d = 64, k = 8: both blocks keep A h and what layer normalization reads.
+
+    Beside that MaxK keeps values, columns and dropout's mask, and a copy of the weights turned around;
+    with products of dense features, and with ReLU, the dense features.
+    """
+    kept = {}
+    for system in ("relu", "maxk", "maxk-sums"):
+        model = build(system, 1, 64, 1, 1, 8, aggregation="cbsr")
+        kept[system] = saved_bytes(model.blocks[0], model.normalized(graph), torch.randn(60, 64))
+    both = 60 * (4 * 64 + 4 * 64 + 8)
+    assert kept["relu"] == both + 60 * (4 + 1) * 64
+    assert kept["maxk"] == both + 60 * (4 + 1 + 1) * 8 + 4 * 64 * 64
+    assert kept["maxk-sums"] >= both + 60 * 4 * 64
 
 
 def test_isolated_nodes_get_the_mean_of_nothing(graph: Graph) -> None:

@@ -42,7 +42,7 @@ def pairs() -> ImageData:
 def pooled(pairs: ImageData) -> nn.Module:
     """The network of the study, trained far enough for what replaces its activations to matter."""
     torch.manual_seed(0)
-    network = build("pool_cnn", 10, SHAPE)
+    network = build("pair_pool_cnn", 10, SHAPE)
     fit(
         network,
         pairs.train,
@@ -148,7 +148,7 @@ def test_saved_network_computes_the_same(pooled: nn.Module, pairs: ImageData, tm
     chosen = chosen.with_choice("relu3", "relu")
     steps = FitConfig(steps=1, batch_size=32, optimizer="adam", learning_rate=0.002)
     network = method.finish(pairs.train, None, steps, architecture=chosen)
-    save_compressed(tmp_path, network, arch="pool_cnn", num_classes=10, input_shape=SHAPE)
+    save_compressed(tmp_path, network, arch="pair_pool_cnn", num_classes=10, input_shape=SHAPE)
     x = torch.randn(4, *SHAPE)
     assert torch.equal(load_compressed(tmp_path)(x), network(x))
     config = json.loads((tmp_path / "config.json").read_text())
@@ -284,7 +284,17 @@ def test_latency_of_a_published_network(capsys: pytest.CaptureFixture[str], tmp_
 
 
 def test_schedule_of_a_network(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    words = ("schedule", "--arch", "pool_cnn", "--input-shape", "1,8,16", "--classes", "10", "--all", "relu")
+    words = (
+        "schedule",
+        "--arch",
+        "pair_pool_cnn",
+        "--input-shape",
+        "1,8,16",
+        "--classes",
+        "10",
+        "--all",
+        "relu",
+    )
     for name in ("chart.json", "chart.csv"):
         run(*words, "--images", "2", "--watts", "20", "--chart", str(tmp_path / name))
     printed = capsys.readouterr().out
@@ -350,7 +360,7 @@ def test_search_names_what_is_wrong(
 
 def test_gates_of_the_published_search_are_reproduced() -> None:
     """The released gates: softmax of two zeros, w1 = 0.005, w2 = 1, b = 0."""
-    method = PolyMPCNet(build("pool_cnn", 10, SHAPE), fpga_latency(), SHAPE, 0.0)
+    method = PolyMPCNet(build("pair_pool_cnn", 10, SHAPE), fpga_latency(), SHAPE, 0.0)
     for gate in gates(method.network).values():
         assert gate.parts().tolist() == [[0.5, 0.5]]
     first = next(iter(gates(method.network).values()))

@@ -59,7 +59,7 @@ EAGER = ArchitectureConfig(learning_rate=0.3, batch_size=16)
 @pytest.fixture
 def network() -> nn.Module:
     torch.manual_seed(1)
-    return build("pool_cnn", 10, SHAPE).eval()
+    return build("pair_pool_cnn", 10, SHAPE).eval()
 
 
 @pytest.fixture

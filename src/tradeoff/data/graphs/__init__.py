@@ -1,12 +1,12 @@
 """Graphs by name: ``load("cora")``; without features ``load_structure("pl200k")``; timed ``load_events``."""
 
-import difflib
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
 from tradeoff.core.errors import DataError
+from tradeoff.core.suggest import did_you_mean
 from tradeoff.data.graphs import debian, graphsaint, keyring, ogb, planetoid, reddit, structures, temporal
 from tradeoff.data.graphs.node_data import NodeData
 from tradeoff.data.graphs.temporal import LinkPairs, LinkSplits, TemporalEvents, split_links
@@ -111,8 +111,7 @@ def load_structure(text: str, root: Path | str | None = None, seed: int = 0) -> 
 def _named(name: str, loaders: Mapping[str, T], kind: str) -> T:
     if name in loaders:
         return loaders[name]
-    nearest = difflib.get_close_matches(name, loaders, n=1, cutoff=0.0)[0]
-    raise DataError(f"no {kind} {name!r}; did you mean {nearest!r}? There are: {', '.join(loaders)}")
+    raise DataError(f"no {kind} {name!r}{did_you_mean(name, loaders)}")
 
 
 def _local(root: Path | str | None) -> Path | None:

@@ -1,6 +1,7 @@
 """Tables of numbers in text files, plain or gzip-compressed, within bounds."""
 
 import gzip
+import warnings
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -62,14 +63,16 @@ def table(
         DataError: see :func:`lines`; or there are no lines, or one is not such numbers.
     """
     try:
-        rows = np.loadtxt(
-            lines(path, max_bytes, max_line),
-            dtype,
-            comments=None,
-            delimiter=delimiter,
-            ndmin=2,
-            encoding="latin-1",
-        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "loadtxt: input contained no data")  # told below
+            rows = np.loadtxt(
+                lines(path, max_bytes, max_line),
+                dtype,
+                comments=None,
+                delimiter=delimiter,
+                ndmin=2,
+                encoding="latin-1",
+            )
     except (ValueError, OverflowError) as error:
         if isinstance(error, DataError):
             raise

@@ -19,9 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tradeoff.core.memory import physical_memory
 from tradeoff.core.timing import ProcessorClock, SideBySide, SystemClock, side_by_side
 from tradeoff.engines.kernels import backends, device_timing
-from tradeoff.engines.kernels.errors import BackendError
+from tradeoff.engines.kernels.errors import BackendError, OperandError
 from tradeoff.engines.kernels.functional import spmm
 from tradeoff.engines.kernels.graph import Graph
 
@@ -145,8 +146,13 @@ def bench(
         threads: how many to use; those of torch are put back afterwards.
         peers: to compare with.
         rounds: in each, every library takes its turn.
+
+    Raises:
+        OperandError: X and the result would take more memory than there is.
     """
     for name, given in graphs:
+        for width in columns:
+            _check_memory(given, width)
         graph = given.normalize("row")
         products = {peer.name: (peer.prepare(graph), peer.into and peer.into(graph)) for peer in peers}
         for count in threads:
@@ -155,6 +161,14 @@ def bench(
                 chosen = [peer for peer in peers if peer.threads or count == 1]
                 for width in columns:
                     yield _row(name, graph, width, count, chosen, products, rounds, rate)
+
+
+def _check_memory(graph: Graph, width: int) -> None:
+    needed, there = 4 * width * (graph.num_rows + graph.num_columns), physical_memory()
+    if needed > there:
+        raise OperandError(
+            f"X of {width:,} columns and its product take {needed:,} bytes; this machine has {there:,}"
+        )
 
 
 def copy_rate(threads: int) -> float:

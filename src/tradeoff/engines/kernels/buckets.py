@@ -15,10 +15,11 @@ from torch.library import custom_op
 
 from tradeoff.engines.kernels import backends, costs, operators
 from tradeoff.engines.kernels.layout import BucketLayout, layout_of
+from tradeoff.engines.kernels.transforms import Differentiable, linear_in
 
 
 @custom_op("tradeoff_kernels::spmm_buckets", mutates_args=())
-def spmm_buckets(
+def _spmm_buckets(
     layout: int,
     layout_t: int,
     indptr: Tensor,
@@ -43,7 +44,7 @@ def spmm_buckets(
     return multiply(known, values, x, None, constant, backend)
 
 
-@spmm_buckets.register_fake
+@_spmm_buckets.register_fake
 def _(
     layout: int, layout_t: int, indptr: Tensor, indices: Tensor, values: Tensor | None, x: Tensor, *_: Any
 ) -> Tensor:
@@ -75,7 +76,9 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return None, None, None, None, for_values, for_x, None, None, None, None, None, None
 
 
-spmm_buckets.register_autograd(_backward, setup_context=_setup)
+spmm_buckets: Differentiable = Differentiable(
+    _spmm_buckets, _setup, _backward, linear_in({4: {9: None, 10: False}, 5: {}}, lambda: spmm_buckets)
+)
 
 
 def multiply(

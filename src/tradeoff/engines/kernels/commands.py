@@ -47,10 +47,12 @@ def bench(
     context: typer.Context,
     graph: Annotated[list[str], typer.Option(help=_GRAPH_HELP)],
     dim: Annotated[str, typer.Option(help="Columns of X, with commas between.")] = "64,128,256",
-    threads: Annotated[str, typer.Option(help="Threads, with commas between.")] = "1",
+    threads: Annotated[
+        str, typer.Option(help="Threads, with commas between; at most one for each processor.")
+    ] = "1",
     peers: Annotated[str, typer.Option(help="Libraries to compare with: torch, scipy.")] = "torch,scipy",
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each library.")] = 7,
-    seed: Annotated[int, typer.Option(help="Of generated graphs.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of generated graphs.")] = 0,
     json: Annotated[
         Path | None, typer.Option(help="Also write the rows to this file; - for only them.")
     ] = None,
@@ -66,6 +68,7 @@ def bench(
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from rich.console import Console
 
+    from tradeoff.core.files import prepare_file
     from tradeoff.engines.kernels import kernel_info
     from tradeoff.engines.kernels.bench import bench, peers_of
 
@@ -74,7 +77,13 @@ def bench(
         console.width = 150
     console.print(str(kernel_info()), markup=False, highlight=False)
     widths, counts = _numbers("--dim", dim), _numbers("--threads", threads)
+    processors = os.cpu_count() or 1
+    if max(counts) > processors:
+        message = f"{max(counts)} threads on {processors} processors would wait for each other"
+        raise typer.BadParameter(message, param_hint="--threads")
     chosen = peers_of(_words(peers))
+    if json is not None and json != Path("-"):
+        prepare_file(json)
     rows = list(bench(_graphs(context, graph, seed), widths, counts, chosen, rounds))
     console.print(table(rows))
     if json is not None:
@@ -146,6 +155,8 @@ def _graphs(context: typer.Context, texts: list[str], seed: int) -> Iterator[tup
             raise
         except ValueError as error:
             raise typer.BadParameter(str(error), param_hint="--graph") from None
+        if not made.num_nodes:
+            raise DataError(f"graph {text!r} has no nodes: there is no product to time")
         yield text, Graph.from_adjacency(made)
 
 
@@ -155,7 +166,7 @@ def _words(text: str) -> list[str]:
 
 def _numbers(option: str, text: str) -> list[int]:
     words = _words(text)
-    if not words or not all(word.isdigit() and int(word) > 0 for word in words):
+    if not words or not all(word.isdecimal() and int(word) > 0 for word in words):
         raise typer.BadParameter(
             f"numbers of at least 1 with commas between, not {text!r}", param_hint=option
         )

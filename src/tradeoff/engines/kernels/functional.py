@@ -15,6 +15,7 @@ from tradeoff.engines.kernels import backends, operators
 from tradeoff.engines.kernels.errors import BackendError, OperandError
 from tradeoff.engines.kernels.graph import Graph
 from tradeoff.engines.kernels.reference import index_dtype
+from tradeoff.engines.kernels.transforms import has_tangent, may_need_gradient
 
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _MOST_COLUMNS = 32768
@@ -234,7 +235,7 @@ def cbsr_spmm(
     values = _operand("features.values", features.values, graph, graph.num_columns, strict)
     _check_weights(graph, values)
     index, count = _on_device("features", features.index, features.count, graph)
-    offsets = graph.structure.column_offsets if _needs_grad(graph, values) else None
+    offsets = graph.structure.column_offsets if may_need_gradient(graph.values, values) else None
     result: Tensor = operators.cbsr_spmm(
         *(graph.indptr, graph.indices, graph.values, values, index, count, features.num_columns, offsets),
         *(_deterministic(deterministic), backend),
@@ -311,7 +312,7 @@ def sddmm(
         raise OperandError(f"y has {y.shape[1]} columns, x has {width}")
     if isinstance(x, CBSR):
         index, count = _on_device("x", x.index, x.count, graph)
-        offsets = graph.structure.column_offsets if dense.requires_grad else None
+        offsets = graph.structure.column_offsets if may_need_gradient(graph.values, dense) else None
         dots: Tensor = operators.cbsr_edge_dots(
             graph.indptr, graph.indices, y, dense, index, count, offsets, backend
         )
@@ -321,21 +322,16 @@ def sddmm(
     return dots
 
 
-def _needs_grad(graph: Graph, *tensors: Tensor) -> bool:
-    weighted = graph.values is not None and graph.values.requires_grad
-    return torch.is_grad_enabled() and (weighted or any(tensor.requires_grad for tensor in tensors))
-
-
 def _transposed(graph: Graph, *tensors: Tensor) -> tuple[Any, Any, Any]:
     """Row pointers, columns and permutation of the transpose where a backward pass will need them."""
-    if not _needs_grad(graph, *tensors):
+    if not may_need_gradient(graph.values, *tensors):
         return None, None, None
     structure, perm = graph.structure.transposed()
     return structure.indptr, structure.indices, perm
 
 
 def _values_t(graph: Graph, x: Tensor) -> Tensor | None:
-    return graph.transposed_values() if _needs_grad(graph, x) else None
+    return graph.transposed_values() if may_need_gradient(graph.values, x) else None
 
 
 def _deterministic(wanted: bool | None) -> bool:
@@ -432,7 +428,7 @@ def _check_out(out: Tensor, x: Tensor, graph: Graph) -> None:
             f"out must be contiguous, {shape} and {x.dtype} on {x.device}, not {tuple(out.shape)} and "
             f"{out.dtype} on {out.device} with strides {out.stride()}"
         )
-    if _needs_grad(graph, x, out):
+    if may_need_gradient(graph.values, x, out) or has_tangent(graph.values, x):
         raise OperandError("out= has no gradient: use torch.no_grad(), or leave out= away")
     begin, end = (tensor.data_ptr() for tensor in (x, out))
     if begin < end + out.nbytes and end < begin + x.nbytes:

@@ -9,16 +9,20 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tradeoff.core.memory import physical_memory
 from tradeoff.engines.kernels import operators
 from tradeoff.engines.kernels.errors import GraphError
 from tradeoff.engines.kernels.partition import BlockPartition
 from tradeoff.engines.kernels.reference import column_dtype, row_of_entry, swallow_beta_warning
+from tradeoff.engines.kernels.transforms import has_tangent, transforming
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
     from tradeoff.nn.graphs import Adjacency
 
+_UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
+"""For which torch has few operators."""
 _NORMALIZATIONS = ("row", "sym", "none")
 
 
@@ -89,8 +93,9 @@ class Graph:
         """For the constructors below, which check; the arrays are taken as they are."""
         self.structure = structure
         self.values = values
-        self._values_t: Tensor | None = None
-        self._transpose: Graph | None = None
+        # With the version of the weights that they were made of.
+        self._values_t: tuple[int, Tensor] | None = None
+        self._transpose: tuple[int, Graph] | None = None
         self._derived: dict[Hashable, tuple[int, Graph]] = {}
 
     @classmethod
@@ -114,9 +119,7 @@ class Graph:
         Raises:
             GraphError: the arrays are no matrix; names the first bad position.
         """
-        indptr, indices = torch.as_tensor(indptr), torch.as_tensor(indices)
-        _check_integers("indptr", indptr)
-        _check_integers("indices", indices)
+        indptr, indices = _integers("indptr", indptr), _integers("indices", indices)
         if not indptr.numel():
             raise GraphError("indptr is empty; a matrix of n rows has n + 1 row pointers, the first one 0")
         num_rows = indptr.numel() - 1
@@ -151,9 +154,7 @@ class Graph:
             GraphError: a coordinate is negative or too large, or lengths differ; names the first bad
                 position.
         """
-        row, column = torch.as_tensor(row), torch.as_tensor(column)
-        for name, coordinate in (("row", row), ("column", column)):
-            _check_integers(name, coordinate)
+        row, column = _integers("row", row), _integers("column", column)
         if row.numel() != column.numel():
             raise GraphError(f"row has {row.numel()} entries, column {column.numel()}")
         if shape is None:
@@ -181,14 +182,22 @@ class Graph:
         if edge_index.ndim != 2 or edge_index.shape[0] != 2:
             raise GraphError(f"edge_index has shape (2, edges), not {tuple(edge_index.shape)}")
         if num_nodes is None:
-            num_nodes = int(edge_index.max()) + 1 if edge_index.numel() else 0
+            nodes = _integers("edge_index", edge_index.reshape(-1))
+            num_nodes = int(nodes.max()) + 1 if nodes.numel() else 0
+        num_nodes = _size("num_nodes", num_nodes)
         return cls.from_coo(edge_index[1], edge_index[0], edge_weight, (num_nodes, num_nodes))
 
     @classmethod
     def from_scipy(cls, matrix: Any) -> Graph:
-        """From a scipy.sparse matrix or array; values become weights, as float32 unless they are float64."""
+        """From a scipy.sparse matrix or array; values become weights, as float32 unless they are float64.
+
+        Raises:
+            GraphError: values are complex.
+        """
         csr = matrix.tocsr()
         values = torch.as_tensor(csr.data)
+        if values.is_complex():
+            raise GraphError(f"values are real numbers, not {values.dtype}")
         values = values if values.dtype == torch.float64 else values.float()
         return cls.from_csr(torch.as_tensor(csr.indptr), torch.as_tensor(csr.indices), values, csr.shape[1])
 
@@ -199,6 +208,12 @@ class Graph:
 
     @classmethod
     def _coalesced(cls, row: Tensor, column: Tensor, values: Tensor | None, shape: tuple[int, int]) -> Graph:
+        needed, there = 8 * sum(shape), physical_memory()
+        if needed > there:
+            raise GraphError(
+                f"a matrix of {shape[0]:,} rows and {shape[1]:,} columns takes {needed:,} bytes to count its "
+                f"entries; this machine has {there:,}"
+            )
         order = operators.order_entries(row.contiguous(), column.contiguous(), *shape)
         row, column = row[order], column[order]
         first = torch.ones_like(row, dtype=torch.bool)
@@ -250,8 +265,12 @@ class Graph:
         rows = row_of_entry(graph.indptr, graph.nnz)
         sums = values.new_zeros(graph.num_rows).index_add(0, rows, values)
         if how == "row":
-            scale = torch.where(sums == 0, 0, 1 / torch.where(sums == 0, 1, sums))
-            return graph.with_values(values * scale[rows])
+            tiny = (sums != 0) & (sums.abs() < torch.finfo(sums.dtype).tiny)
+            scale = torch.where(sums == 0, 0, 1 / torch.where((sums == 0) | tiny, 1, sums))
+            means = values * scale[rows]
+            if bool(tiny.any()):  # of which 1 / sum may be infinite
+                means = torch.where(tiny[rows], values / torch.where(tiny, sums, 1)[rows], means)
+            return graph.with_values(means)
         if bool((sums < 0).any()):
             raise GraphError(f"normalize('sym'): row {int((sums < 0).nonzero()[0])} sums to less than 0")
         scale = torch.where(sums == 0, 0, torch.where(sums == 0, 1, sums).rsqrt())
@@ -316,21 +335,19 @@ class Graph:
     def transpose(self) -> Graph:
         """A transposed, made once; the graph itself if it is symmetric in pattern and weights.
 
-        Gradients flow back to weights that need them; the transpose of such a graph is not kept.
+        It is made again after the weights were written to. Gradients flow back to weights that need them; the
+        transpose of such a graph is not kept.
         """
-        if self._transpose is None:
-            structure, perm = self.structure.transposed()
-            if self.values is None:
-                graph = self if structure is self.structure else Graph(structure, None)
-            elif self.values.requires_grad:
-                return Graph(structure, self.values[perm])
-            else:
-                values = self.transposed_values()
-                assert values is not None
-                symmetric = structure is self.structure and _equal(values, self.values)
-                graph = self if symmetric else Graph(structure, values)
-            self._transpose = graph
-        return self._transpose
+        structure, perm = self.structure.transposed()
+        if self.values is not None and not self._constant:
+            return Graph(structure, self.values[perm])
+        if self._transpose is None or self._transpose[0] != self._version:
+            values = self.transposed_values()
+            same = structure is self.structure
+            if values is not None and self.values is not None:
+                same = same and _equal(values, self.values)
+            self._transpose = self._version, self if same else Graph(structure, values)
+        return self._transpose[1]
 
     @property
     def perm(self) -> Int[Tensor, " nnz"]:
@@ -338,12 +355,30 @@ class Graph:
         return self.structure.transposed()[1]
 
     def transposed_values(self) -> Float[Tensor, " nnz"] | None:
-        """``values[perm]``, kept; None without weights, and for learned weights, which change."""
-        if self.values is None or self.values.requires_grad:
+        """``values[perm]``, kept until they are written to; None without weights, and for learned weights.
+
+        None within compiled code, too, which cannot see whether they were written to: the backward pass takes
+        them from the weights then.
+        """
+        if self.values is None or not self._constant or torch.compiler.is_compiling():
             return None
-        if self._values_t is None:
-            self._values_t = self.values[self.perm]
-        return self._values_t
+        if self._values_t is None or self._values_t[0] != self._version:
+            self._values_t = self._version, self.values[self.perm]
+        return self._values_t[1]
+
+    @property
+    def _version(self) -> int:
+        """Changes when the weights are written to."""
+        return 0 if self.values is None else self.values._version
+
+    @property
+    def _constant(self) -> bool:
+        """Whether no derivative is taken by the weights, so that what is made of them may be kept."""
+        if self.values is None:
+            return True
+        if self.values.requires_grad:
+            return False
+        return torch.compiler.is_compiling() or not (transforming() or has_tangent(self.values))
 
     @property
     def is_symmetric(self) -> bool:
@@ -355,9 +390,9 @@ class Graph:
 
         It is made again after the weights were written to, and each time for weights that require gradients.
         """
-        if self.values is not None and self.values.requires_grad:
+        if not self._constant:
             return build()
-        version = 0 if self.values is None else self.values._version
+        version = self._version
         if key not in self._derived or self._derived[key][0] != version:
             self._derived[key] = version, build()
         return self._derived[key][1]
@@ -381,11 +416,15 @@ class Graph:
         return dense.index_put((rows, self.indices.long()), values.to(dense.dtype))
 
     def to_torch(self) -> Tensor:
-        """A torch sparse CSR tensor that shares the row pointers and values."""
+        """A torch sparse CSR tensor that shares the columns and values.
+
+        Its indices are of 32 bits where they suffice: MKL and cuSPARSE read those without a copy.
+        """
         swallow_beta_warning()
-        return torch.sparse_csr_tensor(
-            self.indptr, self.indices.long(), self._weights(), self.shape, check_invariants=False
-        )
+        short = self.nnz < 2**31 and self.indices.dtype == torch.int32
+        dtype = torch.int32 if short else torch.int64
+        indptr, indices = self.indptr.to(dtype), self.indices.to(dtype)
+        return torch.sparse_csr_tensor(indptr, indices, self._weights(), self.shape, check_invariants=False)
 
     def to_scipy(self) -> csr_array:
         """A scipy CSR array, on the CPU."""
@@ -406,16 +445,22 @@ def _equal(a: Tensor, b: Tensor) -> bool:
 
 
 def _size(name: str, value: int) -> int:
-    if isinstance(value, bool) or int(value) != value or value < 0:
+    try:
+        size = int(value)
+    except (TypeError, ValueError, OverflowError):
+        size = -1
+    if isinstance(value, bool) or size != value or size < 0:
         raise GraphError(f"{name} is a whole number of at least 0, not {value!r}")
-    return int(value)
+    return size
 
 
-def _check_integers(name: str, tensor: Tensor) -> None:
+def _integers(name: str, numbers: Any) -> Tensor:
+    tensor = torch.as_tensor(numbers)
     if tensor.ndim != 1:
         raise GraphError(f"{name} has one dimension, not shape {tuple(tensor.shape)}")
     if tensor.numel() and (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool):
         raise GraphError(f"{name} holds whole numbers, not {tensor.dtype}")
+    return tensor.to(torch.int64) if tensor.dtype in _UNSIGNED else tensor
 
 
 def _check_pointers(indptr: Tensor, nnz: int) -> None:

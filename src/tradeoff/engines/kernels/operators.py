@@ -14,6 +14,7 @@ from torch.library import custom_op
 
 from tradeoff.engines.kernels import backends, costs
 from tradeoff.engines.kernels.reference import column_dtype, index_dtype
+from tradeoff.engines.kernels.transforms import Differentiable, linear_in
 
 # custom_op reads the annotations of its function for the schema, so they are written out as it knows them.
 
@@ -51,7 +52,7 @@ def _(row: Tensor, column: Tensor, num_rows: int, num_columns: int) -> Tensor:
 
 
 @custom_op("tradeoff_kernels::spmm", mutates_args=())
-def spmm(
+def _spmm(
     indptr: Tensor,
     indices: Tensor,
     values: Tensor | None,
@@ -69,7 +70,7 @@ def spmm(
     return y
 
 
-@spmm.register_fake
+@_spmm.register_fake
 def _(indptr: Tensor, indices: Tensor, values: Tensor | None, x: Tensor, *_: Any) -> Tensor:
     return x.new_empty(indptr.shape[0] - 1, x.shape[1])
 
@@ -95,7 +96,9 @@ def _spmm_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return None, None, for_values, for_x, None, None, None, None, None
 
 
-spmm.register_autograd(_spmm_backward, setup_context=_spmm_setup)
+spmm: Differentiable = Differentiable(
+    _spmm, _spmm_setup, _spmm_backward, linear_in({2: {7: None}, 3: {}}, lambda: spmm)
+)
 
 
 @custom_op("tradeoff_kernels::spmm_out", mutates_args=("out",))
@@ -114,7 +117,7 @@ def _(indptr: Tensor, indices: Tensor, values: Tensor | None, x: Tensor, out: Te
 
 
 @custom_op("tradeoff_kernels::sddmm", mutates_args=())
-def sddmm(
+def _sddmm(
     indptr: Tensor,
     indices: Tensor,
     y: Tensor,
@@ -131,7 +134,7 @@ def sddmm(
     return dots
 
 
-@sddmm.register_fake
+@_sddmm.register_fake
 def _(indptr: Tensor, indices: Tensor, y: Tensor, x: Tensor, *_: Any) -> Tensor:
     return x.new_empty(indices.shape[0], dtype=_accumulator(x.dtype))
 
@@ -154,7 +157,9 @@ def _sddmm_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return None, None, for_y, for_x, None, None, None, None
 
 
-sddmm.register_autograd(_sddmm_backward, setup_context=_sddmm_setup)
+sddmm: Differentiable = Differentiable(
+    _sddmm, _sddmm_setup, _sddmm_backward, linear_in({2: {}, 3: {}}, lambda: sddmm)
+)
 
 
 def inverse(perm: Tensor) -> Tensor:
@@ -165,7 +170,7 @@ def inverse(perm: Tensor) -> Tensor:
 
 
 @custom_op("tradeoff_kernels::maxk_select", mutates_args=())
-def maxk_select(
+def _maxk_select(
     x: Tensor, k: int, clip: bool, nan_policy: str, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Values, columns and counts (empty unless clipped) of the k largest of each row."""
@@ -175,7 +180,7 @@ def maxk_select(
     return result
 
 
-@maxk_select.register_fake
+@_maxk_select.register_fake
 def _(x: Tensor, k: int, clip: bool, nan_policy: str, backend: str) -> tuple[Tensor, Tensor, Tensor]:
     rows, columns = x.shape
     index = x.new_empty((rows, k), dtype=index_dtype(columns))
@@ -196,11 +201,17 @@ def _maxk_backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
     return for_x, None, None, None, None
 
 
-maxk_select.register_autograd(_maxk_backward, setup_context=_maxk_setup)
+def _maxk_jvp(operands: tuple[Any, ...], tangents: tuple[Any, ...], result: tuple[Tensor, ...]) -> Any:
+    _, index, count = result
+    clip, backend = operands[2], operands[4]
+    return cbsr_gather(tangents[0].contiguous(), index, count if clip else None, backend), None, None
+
+
+maxk_select: Differentiable = Differentiable(_maxk_select, _maxk_setup, _maxk_backward, _maxk_jvp)
 
 
 @custom_op("tradeoff_kernels::cbsr_dense", mutates_args=())
-def cbsr_dense(
+def _cbsr_dense(
     features: Tensor, index: Tensor, count: Tensor | None, num_columns: int, backend: str
 ) -> Tensor:
     """The dense form of a compressed matrix."""
@@ -210,7 +221,7 @@ def cbsr_dense(
     return dense
 
 
-@cbsr_dense.register_fake
+@_cbsr_dense.register_fake
 def _(features: Tensor, index: Tensor, count: Tensor | None, num_columns: int, backend: str) -> Tensor:
     return features.new_empty(features.shape[0], num_columns)
 
@@ -224,11 +235,13 @@ def _cbsr_dense_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return cbsr_gather(grad.contiguous(), *ctx.saved_tensors, ctx.backend), None, None, None, None
 
 
-cbsr_dense.register_autograd(_cbsr_dense_backward, setup_context=_cbsr_dense_setup)
+cbsr_dense: Differentiable = Differentiable(
+    _cbsr_dense, _cbsr_dense_setup, _cbsr_dense_backward, linear_in({0: {}}, lambda: cbsr_dense)
+)
 
 
 @custom_op("tradeoff_kernels::cbsr_gather", mutates_args=())
-def cbsr_gather(dense: Tensor, index: Tensor, count: Tensor | None, backend: str) -> Tensor:
+def _cbsr_gather(dense: Tensor, index: Tensor, count: Tensor | None, backend: str) -> Tensor:
     """A dense matrix at the columns of a compressed one."""
     module, name = backends.raw(backend, dense)
     features: Tensor = module.cbsr_gather(dense, index, count)
@@ -236,7 +249,7 @@ def cbsr_gather(dense: Tensor, index: Tensor, count: Tensor | None, backend: str
     return features
 
 
-@cbsr_gather.register_fake
+@_cbsr_gather.register_fake
 def _(dense: Tensor, index: Tensor, count: Tensor | None, backend: str) -> Tensor:
     return dense.new_empty(index.shape)
 
@@ -251,11 +264,13 @@ def _cbsr_gather_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return cbsr_dense(grad.contiguous(), *ctx.saved_tensors, ctx.num_columns, ctx.backend), None, None, None
 
 
-cbsr_gather.register_autograd(_cbsr_gather_backward, setup_context=_cbsr_gather_setup)
+cbsr_gather: Differentiable = Differentiable(
+    _cbsr_gather, _cbsr_gather_setup, _cbsr_gather_backward, linear_in({0: {}}, lambda: cbsr_gather)
+)
 
 
 @custom_op("tradeoff_kernels::cbsr_spmm", mutates_args=())
-def cbsr_spmm(
+def _cbsr_spmm(
     indptr: Tensor,
     indices: Tensor,
     values: Tensor | None,
@@ -274,7 +289,7 @@ def cbsr_spmm(
     return y
 
 
-@cbsr_spmm.register_fake
+@_cbsr_spmm.register_fake
 def _(
     indptr: Tensor,
     indices: Tensor,
@@ -307,11 +322,13 @@ def _cbsr_spmm_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return None, None, for_values, for_features, None, None, None, None, None, None
 
 
-cbsr_spmm.register_autograd(_cbsr_spmm_backward, setup_context=_cbsr_spmm_setup)
+cbsr_spmm: Differentiable = Differentiable(
+    _cbsr_spmm, _cbsr_spmm_setup, _cbsr_spmm_backward, linear_in({2: {}, 3: {}}, lambda: cbsr_spmm)
+)
 
 
 @custom_op("tradeoff_kernels::cbsr_sddmm", mutates_args=())
-def cbsr_sddmm(
+def _cbsr_sddmm(
     indptr: Tensor,
     indices: Tensor,
     values: Tensor | None,
@@ -331,7 +348,7 @@ def cbsr_sddmm(
     return features
 
 
-@cbsr_sddmm.register_fake
+@_cbsr_sddmm.register_fake
 def _(indptr: Tensor, indices: Tensor, values: Tensor | None, grad: Tensor, index: Tensor, *_: Any) -> Tensor:
     return grad.new_empty(index.shape)
 
@@ -359,11 +376,13 @@ def _cbsr_sddmm_backward(ctx: Any, grad_features: Tensor) -> tuple[Any, ...]:
     return None, None, for_values, for_grad, None, None, None, None, None
 
 
-cbsr_sddmm.register_autograd(_cbsr_sddmm_backward, setup_context=_cbsr_sddmm_setup)
+cbsr_sddmm: Differentiable = Differentiable(
+    _cbsr_sddmm, _cbsr_sddmm_setup, _cbsr_sddmm_backward, linear_in({2: {}, 3: {}}, lambda: cbsr_sddmm)
+)
 
 
 @custom_op("tradeoff_kernels::cbsr_edge_dots", mutates_args=())
-def cbsr_edge_dots(
+def _cbsr_edge_dots(
     indptr: Tensor,
     indices: Tensor,
     grad: Tensor,
@@ -380,7 +399,7 @@ def cbsr_edge_dots(
     return dots
 
 
-@cbsr_edge_dots.register_fake
+@_cbsr_edge_dots.register_fake
 def _(indptr: Tensor, indices: Tensor, grad: Tensor, *_: Any) -> Tensor:
     return grad.new_empty(indices.shape[0], dtype=_accumulator(grad.dtype))
 
@@ -406,7 +425,9 @@ def _edge_dots_backward(ctx: Any, grad_dots: Tensor) -> tuple[Any, ...]:
     return None, None, for_grad, for_features, None, None, None, None
 
 
-cbsr_edge_dots.register_autograd(_edge_dots_backward, setup_context=_edge_dots_setup)
+cbsr_edge_dots: Differentiable = Differentiable(
+    _cbsr_edge_dots, _edge_dots_setup, _edge_dots_backward, linear_in({2: {}, 3: {}}, lambda: cbsr_edge_dots)
+)
 
 
 def _zero_beyond(features: Tensor, count: Tensor) -> Tensor:

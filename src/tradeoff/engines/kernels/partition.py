@@ -31,6 +31,7 @@ from torch import Tensor
 
 from tradeoff.core import native
 from tradeoff.core.errors import EngineError
+from tradeoff.engines.kernels.transforms import may_need_gradient
 
 if TYPE_CHECKING:
     from tradeoff.engines.kernels.graph import Graph, Structure
@@ -249,7 +250,7 @@ class BlockPartition:
             return buckets.multiply(layout, graph.values, x, out, not learned, backend)
         tensors: tuple[Any, ...] = (None, None, None, None)
         transposed = None
-        if torch.is_grad_enabled() and (learned or x.requires_grad):
+        if may_need_gradient(graph.values, x):
             structure, perm = graph.structure.transposed()
             transposed = self.transposed(graph.structure).layout(structure)
             tensors = (structure.indptr, structure.indices, perm, graph.transposed_values())

@@ -187,8 +187,10 @@ def checked(
     Raises:
         DataError: the arrays are not those of a square CSR matrix.
     """
-    if len(shape) != 2 or shape[0] != shape[1] or not 0 <= shape[0] < MAX_NODES:
+    if len(shape) != 2 or shape[0] != shape[1] or shape[0] < 0:
         raise DataError(f"{path} holds a matrix of shape {shape}; a graph's is square")
+    if shape[0] >= MAX_NODES:
+        raise DataError(f"{path} holds a matrix of {shape[0]:,} rows; a graph has less than 2^32 nodes")
     num_nodes = int(shape[0])
     arrays = (indptr, indices) if data is None else (indptr, indices, data)
     if any(a.ndim != 1 for a in arrays) or indptr.dtype.kind not in "iu" or indices.dtype.kind not in "iu":
@@ -200,10 +202,15 @@ def checked(
         raise DataError(f"{path}: indptr decreases at row {int(np.argmax(counts < 0)):,}")
     if data is not None and (len(data) != len(indices) or data.dtype.kind not in "fiub"):
         raise DataError(f"{path}: data must be as many real numbers as there are indices")
-    values = None if data is None or (data == 1).all() else data.astype(np.float32)
+    ones = data is None or bool((data == 1).all())
     rows = np.repeat(np.arange(num_nodes), counts)
     try:
-        return from_edges(rows, indices, num_nodes, values=values, name=path.stem)
+        if ones:
+            graph = from_edges(rows, indices, num_nodes, name=path.stem)
+            if data is None or graph.nnz == len(indices):
+                return graph  # no entry repeats: entries of a file with values add up
+        assert data is not None
+        return from_edges(rows, indices, num_nodes, values=data.astype(np.float32), name=path.stem)
     except ValueError as error:
         raise DataError(f"{path}: {error}") from error
 

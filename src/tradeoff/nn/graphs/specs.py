@@ -98,6 +98,8 @@ def generate(text: str, seed: int = 0) -> Adjacency:
         graph = family.make(*numbers, seed=seed)
     except ValueError as error:
         raise ValueError(f"{text!r}: {error}") from error
+    except MemoryError:
+        raise ValueError(f"{text!r} takes more memory than there is") from None
     return Adjacency(graph.indptr, graph.indices, graph.values, text)
 
 

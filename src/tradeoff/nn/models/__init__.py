@@ -25,7 +25,8 @@ ARCHITECTURES: dict[str, tuple[str, str]] = {
     "efficientnet_b2": ("efficientnet", "EfficientNetB2"),
     "small_cnn": ("small", "SmallCNN"),
     "pair_cnn": ("small", "PairCNN"),
-    "pool_cnn": ("small", "PoolCNN"),
+    "pair_pool_cnn": ("small", "PairPoolCNN"),
+    "pooled_cnn": ("small", "PooledCNN"),
 }
 """Architecture name -> (module of this package, class)."""
 

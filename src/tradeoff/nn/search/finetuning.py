@@ -70,7 +70,7 @@ def finetune(
             total = total + distillation(outputs, expected, temperature)
         return checked(total, network, inputs)
 
-    best = KeepBest(network, checkpoint and checkpoint / "best.safetensors")
+    best = KeepBest(lambda state: state.logs.get("validation_accuracy"))
     history = fit(
         network,
         train,
@@ -81,7 +81,7 @@ def finetune(
         callbacks=[best, *callbacks],
         checkpoint=checkpoint and checkpoint / "finetuning.safetensors",
     )
-    best.restore()
+    best.restore(network)
     return history
 
 

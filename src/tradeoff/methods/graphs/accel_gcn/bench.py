@@ -1,7 +1,6 @@
 """Products of one matrix by blocks, by rows and by peers: checked against float64, then timed."""
 
 import importlib.util
-import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -81,14 +80,14 @@ def peer_products(graph: Graph, x: Float[Tensor, "m d"], peers: Iterable[str]) -
     products: dict[str, Product] = {}
     for name in peers:
         if name in ("torch", "cusparse"):
-            products[name] = partial(matmul, sparse_tensor(graph), x)
+            products[name] = partial(matmul, graph.to_torch(), x)
         elif name == "scipy":
             matrix, array = graph.to_scipy(), x.numpy()
             products[name] = partial(matmul, matrix, array)
         elif name == "pyg":
             from torch_geometric.utils import spmm as pyg_spmm
 
-            products[name] = partial(pyg_spmm, sparse_tensor(graph), x)
+            products[name] = partial(pyg_spmm, graph.to_torch(), x)
         elif name == "dgl":
             import dgl
 
@@ -162,12 +161,3 @@ def time_products(
 
 def _weights(graph: Graph) -> Tensor:
     return torch.ones(graph.nnz, device=graph.device) if graph.values is None else graph.values
-
-
-def sparse_tensor(graph: Graph) -> Tensor:
-    """The matrix as torch.sparse takes it fastest: MKL and cuSPARSE read 32-bit indices without a copy."""
-    indptr = graph.indptr.int() if graph.nnz < 2**31 else graph.indptr
-    indices = graph.indices.to(indptr.dtype)
-    with warnings.catch_warnings():  # that sparse CSR is in beta
-        warnings.simplefilter("ignore")
-        return torch.sparse_csr_tensor(indptr, indices, _weights(graph), graph.shape, check_invariants=False)

@@ -36,12 +36,16 @@ def bench(
     check: Annotated[bool, typer.Option(help="Compare each product with float64 first.")] = True,
     rounds: Annotated[int, typer.Option(min=1, help="Samples of each product on a CPU.")] = 7,
     flush: Annotated[bool, typer.Option(help="Overwrite a GPU's L2 cache before each call.")] = False,
-    epochs: Annotated[int, typer.Option(min=0, help="Of training a GCN by each backend; 0 for none.")] = 5,
+    epochs: Annotated[
+        int, typer.Option(min=0, help="Of training a GCN by each backend: 0 for none, or 2 and more.")
+    ] = 5,
     out: Annotated[Path | None, typer.Option("--json", help="Write the numbers here.")] = None,
 ) -> None:
     """Partition a graph, check its products, time them beside the peers, and train a 2-layer GCN by each."""
     import torch
 
+    from tradeoff.core.errors import DataError
+    from tradeoff.core.files import prepare_file
     from tradeoff.data.graphs import load_structure
     from tradeoff.engines.kernels import BlockPartition, Graph, kernel_info
 
@@ -54,12 +58,18 @@ def bench(
         raise typer.BadParameter(f"--device is cpu, cuda or auto, not {device!r}")
     if device == "cuda" and not torch.cuda.is_available():
         raise typer.BadParameter("--device cuda: there is no CUDA device here")
-    names = [name for name in peers.split(",") if name]
+    if epochs == 1:
+        raise typer.BadParameter("0, or at least 2: the first epoch is not timed", param_hint="--epochs")
+    if out is not None:
+        prepare_file(out)
+    names = [name.strip() for name in peers.split(",") if name.strip()]
     try:
         present = available_peers(device, names)
         arrays = load_structure(graph)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
+    if not arrays.num_nodes:
+        raise DataError(f"graph {graph!r} has no nodes: there is no product to time")
     for name in names:
         if name not in present:
             typer.echo(f"{name} is not installed, or does not run on {device}: left out", err=True)
@@ -74,7 +84,7 @@ def bench(
     document["kernels"] = str(kernel_info())
     _show_products(times, device)
     if epochs:
-        document["training"] = _show_training(matrix, warps, nnz_per_warp, max(epochs, 2), device)
+        document["training"] = _show_training(matrix, warps, nnz_per_warp, epochs, device)
     if out is not None:
         out.write_text(json.dumps(document, indent=2) + "\n")
         typer.echo(f"written to {out}")
@@ -149,7 +159,6 @@ def _show_training(
 
     from tradeoff.engines.kernels import BlockPartition
 
-    from .bench import sparse_tensor
     from .model import GCN, peer_conv
     from .training import train
 
@@ -163,7 +172,7 @@ def _show_training(
     candidates: dict[str, tuple[dict[str, Any], Any]] = {
         "rows": ({"strategy": "rows"}, normalized),
         "buckets": ({"strategy": "buckets", "partition": partition}, normalized),
-        "torch.sparse": ({"conv": peer_conv()}, sparse_tensor(normalized)),
+        "torch.sparse": ({"conv": peer_conv()}, normalized.to_torch()),
     }
     results = {}
     for name, (options, adjacency) in candidates.items():

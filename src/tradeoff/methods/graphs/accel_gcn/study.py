@@ -15,7 +15,7 @@ from tradeoff.data.graphs import LOADERS, NodeData, load, load_structure
 from tradeoff.engines.kernels import BlockPartition, Graph
 from tradeoff.nn.graphs import generate
 
-from .bench import available_peers, sparse_tensor, time_products
+from .bench import available_peers, time_products
 from .claims import CLAIMS
 from .model import GCN, peer_conv
 from .scheduling import SLOTS, accel_gcn_costs, imbalance, row_per_warp_costs, warp_chunk_costs
@@ -194,7 +194,7 @@ def _peer(name: str, graph: Graph) -> tuple[dict[str, Any], torch.Tensor]:
     """PyG's own layers: on a torch sparse matrix, or on an edge list with weights."""
     conv = peer_conv()
     if name == "torch":
-        return {"conv": conv}, sparse_tensor(graph)
+        return {"conv": conv}, graph.to_torch()
     targets = torch.repeat_interleave(torch.arange(graph.num_rows, device=graph.device), graph.degrees())
 
     class Weighted(torch.nn.Module):

@@ -106,7 +106,7 @@ def _recipe(
     if unknown := [name for name in names if name not in known]:
         raise RecipeError(f"--method {unknown[0]!r} is none{did_you_mean(unknown[0], known)}")
     try:
-        routes["densities"] = [float(part) for part in density.split(",")]
+        routes["densities"] = list(dict.fromkeys(float(part) for part in density.split(",")))
     except ValueError:
         raise RecipeError(f"--density {density!r}: write numbers with commas, as 0.1,0.03") from None
     routes["variants"] = [name for name in dict.fromkeys(names) if name != "dense"]

@@ -120,11 +120,23 @@ def read_nodes(path: Path) -> NodeData:
         raise DataError(f"{path}: edge_index names a node that x lacks")
     if y.min() < 0:
         raise DataError(f"{path}: classes in y count from 0")
+    if y.max() >= len(y):
+        raise DataError(
+            f"{path}: y has class {y.max()}, of {len(y)} nodes; classes count from 0 without gaps"
+        )
+    with np.errstate(over="ignore"):
+        features = x.astype(np.float32)
+    bad = np.argwhere(~np.isfinite(features))
+    if len(bad):
+        node, feature = bad[0]
+        raise DataError(
+            f"{path}: x[{node}, {feature}] is {x[node, feature]}; features are finite numbers of 32 bits"
+        )
     train, validation, test = masks(len(x), arrays["train"], arrays["validation"], arrays["test"])
     return NodeData(
         path.stem,
         from_edges(edges[1], edges[0], len(x), name=path.stem),
-        torch.from_numpy(x.astype(np.float32)),
+        torch.from_numpy(features),
         torch.from_numpy(y.astype(np.int64)),
         train,
         validation,
@@ -138,8 +150,9 @@ def node_task(data: NodeData, projection: int, hidden: tuple[int, ...], dropout:
     """Classes of nodes by a network that sees :func:`node_features`.
 
     Raises:
-        DataError: nodes have several classes each.
+        DataError: nodes have several classes each, or a split has none.
     """
+    _check(data)
     x = node_features(data, projection)
     return _classes(data, x, lambda: NodeFNN(x.shape[1], data.num_classes, hidden, dropout), Objective())
 
@@ -148,8 +161,9 @@ def gcn_task(data: NodeData, hidden: int, dropout: float, weight_decay: float = 
     """Classes of nodes by a :class:`GCN`, of which the first layer alone has weight decay.
 
     Raises:
-        DataError: nodes have several classes each.
+        DataError: nodes have several classes each, or a split has none.
     """
+    _check(data)
     edges = torch.from_numpy(data.graph.edge_index)
 
     def groups(network: nn.Module) -> list[dict[str, Any]]:
@@ -161,10 +175,16 @@ def gcn_task(data: NodeData, hidden: int, dropout: float, weight_decay: float = 
     return _classes(data, torch.arange(len(data.x)), build, Objective(parameter_groups=groups))
 
 
-def _classes(data: NodeData, x: Tensor, build: Callable[[], nn.Module], objective: Objective) -> Task:
-    """A task whose test gives the accuracy."""
+def _check(data: NodeData) -> None:
     if data.multi_label:
         raise DataError(f"{data.name}: nodes with several classes each are not supported here")
+    for name in ("train", "validation", "test"):
+        if not getattr(data, name).any():
+            raise DataError(f"{data.name}: split {name} is empty")
+
+
+def _classes(data: NodeData, x: Tensor, build: Callable[[], nn.Module], objective: Objective) -> Task:
+    """A task whose test gives the accuracy."""
     train, validation, test = (
         TensorDataset(x[part], data.y[part]) for part in (data.train, data.validation, data.test)
     )
@@ -172,7 +192,11 @@ def _classes(data: NodeData, x: Tensor, build: Callable[[], nn.Module], objectiv
 
 
 def node_features(data: NodeData, projection: int) -> Float[Tensor, "nodes features"]:
-    """A node's features and its neighbors' mean, projected at random, standardized on the training nodes."""
+    """A node's features and its neighbors' mean, projected at random, standardized on the training nodes.
+
+    Raises:
+        DataError: features are so large that their sums are not finite.
+    """
     graph = data.graph
     nodes, inputs = data.x.shape
     directions = np.random.default_rng(0).normal(size=(inputs, projection)) / projection**0.5
@@ -182,7 +206,11 @@ def node_features(data: NodeData, projection: int) -> Float[Tensor, "nodes featu
     degrees = np.maximum(np.diff(graph.indptr), 1).astype(np.float32)
     x = torch.from_numpy(np.hstack([own, (neighbors @ own) / degrees[:, None]]))
     seen = x[data.train]
-    return (x - seen.mean(0)) / seen.std(0).clamp_min(1e-6)
+    deviations = seen.std(0, correction=int(len(seen) > 1))  # one node has no deviation but 0
+    standard: Tensor = (x - seen.mean(0)) / deviations.clamp_min(1e-6)
+    if not bool(standard.isfinite().all()):
+        raise DataError(f"{data.name}: features are too large to be added up in 32 bits")
+    return standard
 
 
 class LinkSource(pydantic.BaseModel):

@@ -1,16 +1,15 @@
 """The two routes to a sparse network: train and prune, or sparse from the first step."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import pydantic
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
-from tradeoff.nn.checkpoint import claim_folder, load_checkpoint, save_checkpoint, weights_digest
+from tradeoff.nn.checkpoint import claim_folder, weights_digest
 from tradeoff.nn.fit import (
     Callback,
     FitConfig,
@@ -22,6 +21,7 @@ from tradeoff.nn.fit import (
     evaluate,
     fit,
 )
+from tradeoff.nn.keep_best import KeepBest
 from tradeoff.nn.masks import (
     ADMM,
     SLR,
@@ -82,6 +82,17 @@ class Objective:
     score: Score = evaluate
     parameter_groups: Callable[[nn.Module], Sequence[Mapping[str, Any]]] = lambda model: ()
 
+    def on(self, validation: Indexable | None) -> Callable[[FitState], float | None]:
+        """The score of each epoch on a validation split, written to its history; None without a split."""
+
+        def score(state: FitState) -> float | None:
+            if validation is None:
+                return None
+            state.logs["validation"] = self.score(state.model, validation)
+            return state.logs["validation"]
+
+        return score
+
 
 class DenseTrainer:
     """Training with all weights, to compare with and to prune from.
@@ -105,7 +116,7 @@ class DenseTrainer:
     ) -> Report:
         """Train; see :meth:`SparseTrainer.fit` for the arguments."""
         _claim(checkpoint, self.model, {})
-        best = _KeepBest(self.objective.score, validation, None, checkpoint)
+        best = KeepBest(self.objective.on(validation))
         file = checkpoint and checkpoint / "training.safetensors"
         with FlopMeter(self.model) as meter:
             history = fit(
@@ -119,7 +130,7 @@ class DenseTrainer:
                 checkpoint=file,
             )
         best.restore(self.model)
-        return _report(self.model, best, None, meter, history)
+        return _report(self.model, best.value, None, meter, history)
 
 
 class SparseTrainer:
@@ -277,9 +288,8 @@ class PruneTrainer:
         masks = MaskSet.project({name: weights[name] for name in self.counts}, self.counts)
         training = SparseTraining(self.model, masks)
         if retraining is None:
-            best = _KeepBest(self.objective.score, validation, training, None)
-            best.measure(self.model)
-            return _report(self.model, best, training, meter, history)
+            accuracy = None if validation is None else self.objective.score(self.model, validation)
+            return _report(self.model, accuracy, training, meter, history)
         folder = checkpoint and checkpoint / "retraining"
         report = _fit_masked(training, self.objective, train, validation, retraining, folder, callbacks)
         return _joined(meter, history, report)
@@ -339,7 +349,7 @@ def _fit_masked(
     checkpoint: Path | None,
     callbacks: Sequence[Callback],
 ) -> Report:
-    best = _KeepBest(objective.score, validation, training, checkpoint)
+    best = KeepBest(objective.on(validation))
     with FlopMeter(training.model, training) as meter:
         history = fit_sparse(
             training,
@@ -351,8 +361,10 @@ def _fit_masked(
             callbacks=[meter, best, *callbacks],
             checkpoint=checkpoint and checkpoint / "training.safetensors",
         )
-    best.restore(training.model)
-    return _report(training.model, best, training, meter, history)
+    # Masks were part of the state; counters, such as the visits of each position, stay the whole training's.
+    with as_buffers(training.model, "mask", training.masks):
+        best.restore(training.model)
+    return _report(training.model, best.value, training, meter, history)
 
 
 def _with_epochs(config: FitConfig, epochs: int | None) -> FitConfig:
@@ -361,7 +373,7 @@ def _with_epochs(config: FitConfig, epochs: int | None) -> FitConfig:
 
 def _report(
     model: nn.Module,
-    best: "_KeepBest",
+    accuracy: float | None,
     training: SparseTraining | None,
     meter: FlopMeter,
     history: History,
@@ -369,7 +381,7 @@ def _report(
     active = sum(training.counts.values()) if training else 0
     return Report(
         model=model,
-        accuracy=None if best.validation is None else best.score_of_best,
+        accuracy=accuracy,
         masks=training.masks.clone() if training else None,
         density=active / training.masks.size if training else 1.0,
         train_flops=meter.total,
@@ -391,45 +403,3 @@ def _joined(meter: FlopMeter, history: History, report: Report) -> Report:
     report.steps = steps
     report.history = History([*history.epochs, *report.history.epochs])
     return report
-
-
-class _KeepBest(Callback):
-    """Measures each epoch on the validation split and remembers the best one's weights and masks."""
-
-    def __init__(
-        self, score: Score, validation: Indexable | None, training: SparseTraining | None, folder: Path | None
-    ) -> None:
-        self.score, self.validation, self.training = score, validation, training
-        self.file = folder and folder / "best.safetensors"
-        self.score_of_best = self.last = -1.0
-        self.weights: dict[str, Tensor] | None = None
-        if self.file is not None and self.file.exists():
-            self.weights, progress = load_checkpoint(self.file)
-            self.score_of_best = progress["score"]
-
-    def on_epoch_end(self, state: FitState) -> None:
-        if self.validation is None:
-            return
-        if self.measure(state.model):
-            # Masks are part of the state while a sparse training runs.
-            self.weights = {name: t.detach().cpu().clone() for name, t in state.model.state_dict().items()}
-            if self.file is not None:
-                save_checkpoint(self.file, self.weights, {"score": self.score_of_best})
-        state.logs["validation"] = self.last
-
-    def measure(self, model: nn.Module) -> bool:
-        """Score the model; whether it is the best so far."""
-        if self.validation is None:
-            return False
-        self.last = self.score(model, self.validation)
-        better = self.last > self.score_of_best
-        self.score_of_best = max(self.score_of_best, self.last)
-        return better
-
-    def restore(self, model: nn.Module) -> None:
-        """Give the model the best epoch's weights, and its training the masks that they had."""
-        if self.weights is None:
-            return
-        # Counters, such as the visits of each position, stay those of the whole training.
-        with as_buffers(model, "mask", self.training.masks) if self.training else nullcontext():
-            model.load_state_dict({name: self.weights[name] for name in model.state_dict()})

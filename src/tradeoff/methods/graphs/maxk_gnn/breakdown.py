@@ -8,18 +8,31 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch.autograd.profiler_legacy import profile
 
-PARTS = ("select", "spmm_fwd", "spmm_bwd", "gemm", "norm_dropout", "optimizer", "other")
-"""Of an epoch: selection of the k largest; aggregation forward and backward; products with weights; layer
-normalization, dropout and ReLU; the optimizer's step; every other operator."""
+PARTS = (
+    "select",
+    "dropout",
+    "spmm_fwd",
+    "spmm_bwd",
+    "own_gemm",
+    "gemm",
+    "norm",
+    "optimizer",
+    "other",
+)
+"""Of an epoch: selection of the k largest; dropout and ReLU; aggregation forward and backward; products of
+nodes' own activations with weights (``sage``); all other products with weights; layer normalization; the
+optimizer's step; every other operator."""
 
 _BACKWARD = "autograd::engine::evaluate_function"
 _RULES: tuple[tuple[str, str], ...] = (
     ("Optimizer.", "optimizer"),
-    ("_CompressedLinear", "gemm"),
+    ("_CompressedLinear", "own_gemm"),
     ("_SparseLinear", "gemm"),
     ("_Aggregate", "spmm"),
+    ("_TorchAggregate", "spmm"),
     ("tradeoff_kernels::maxk_select", "select"),
     ("tradeoff_kernels::cbsr_spmm", "spmm"),
     ("tradeoff_kernels::cbsr_sddmm", "spmm"),
@@ -28,19 +41,21 @@ _RULES: tuple[tuple[str, str], ...] = (
     ("aten::sparse_mm", "spmm"),
     ("aten::topk", "select"),
     ("aten::sort", "select"),
-    ("aten::linear", "gemm"),
-    ("aten::matmul", "gemm"),
+    ("tradeoff_kernels::cbsr_dense", "own_gemm"),
+    # Of all linear layers only those of nodes' own activations have no bias.
     ("aten::addmm", "gemm"),
-    ("aten::mm", "gemm"),
-    ("aten::layer_norm", "norm_dropout"),
-    ("aten::dropout", "norm_dropout"),
-    ("aten::relu", "norm_dropout"),
-    ("_Dropout", "norm_dropout"),
+    ("aten::mm", "own_gemm"),
+    ("aten::layer_norm", "norm"),
+    ("aten::dropout", "dropout"),
+    ("aten::relu", "dropout"),
+    ("_Dropout", "dropout"),
     (f"{_BACKWARD}: GeneratedBackwardFor_tradeoff_kernels_maxk_select", "select"),
+    (f"{_BACKWARD}: GeneratedBackwardFor_tradeoff_kernels_cbsr_dense", "own_gemm"),
+    (f"{_BACKWARD}: SparseAddmmBackward0", "spmm"),
     (f"{_BACKWARD}: AddmmBackward0", "gemm"),
-    (f"{_BACKWARD}: MmBackward0", "gemm"),
-    (f"{_BACKWARD}: NativeLayerNormBackward0", "norm_dropout"),
-    (f"{_BACKWARD}: ReluBackward0", "norm_dropout"),
+    (f"{_BACKWARD}: MmBackward0", "own_gemm"),
+    (f"{_BACKWARD}: NativeLayerNormBackward0", "norm"),
+    (f"{_BACKWARD}: ReluBackward0", "dropout"),
 )
 """Prefixes of operators, and their part; the outermost operator that one names decides for all within."""
 
@@ -63,9 +78,9 @@ class Breakdown:
         return self.seconds["spmm_fwd"] + self.seconds["spmm_bwd"]
 
     @property
-    def share(self) -> float:
-        """p: the part of the epoch that aggregation takes."""
-        return self.aggregation / self.epoch if self.epoch else 0.0
+    def activation(self) -> float:
+        """Seconds of the nonlinearity and dropout."""
+        return self.seconds["select"] + self.seconds["dropout"]
 
     @property
     def covered(self) -> float:
@@ -85,28 +100,36 @@ def amdahl_limit(share: float) -> float:
 
 
 @contextmanager
-def profiled() -> Iterator[Breakdown]:
-    """Fill a breakdown with what runs within the block, taken as one epoch."""
-    breakdown = Breakdown()
+def profiled(device: torch.device | str = "cpu") -> Iterator[Breakdown]:
+    """Fill a breakdown with what runs within the block on a device, taken as one epoch."""
+    breakdown, gpu = Breakdown(), torch.device(device).type == "cuda"
     # The older of torch's profilers: it has what is needed, and writes nothing to the terminal.
-    with profile() as trace:  # type: ignore[no-untyped-call]
-        started = time.perf_counter()
+    with profile(use_cuda=gpu) as trace:  # type: ignore[no-untyped-call]
+        started = _now(gpu)
         yield breakdown
-        breakdown.epoch = time.perf_counter() - started
+        breakdown.epoch = _now(gpu) - started
+    unit = "device_time_total" if gpu else "cpu_time_total"
     for event in trace.function_events or ():
         if event.cpu_parent is None:
-            _attribute(event, False, breakdown.seconds)
+            _attribute(event, unit, False, breakdown.seconds)
 
 
-def _attribute(event: Any, backward: bool, seconds: dict[str, float]) -> None:
+def _now(gpu: bool) -> float:
+    """The clock on the wall, as the profiler reads it, once a GPU has done what it was given."""
+    if gpu:
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def _attribute(event: Any, unit: str, backward: bool, seconds: dict[str, float]) -> None:
     """Add an operator's time, and that of the operators within it, to the parts."""
     backward = backward or event.name.startswith(_BACKWARD)
     part = next((part for prefix, part in _RULES if event.name.startswith(prefix)), None)
     if part is None:
-        seconds["other"] += event.self_cpu_time_total * 1e-6
+        seconds["other"] += getattr(event, f"self_{unit}") * 1e-6
         for inner in event.cpu_children:
-            _attribute(inner, backward, seconds)
+            _attribute(inner, unit, backward, seconds)
     else:
         if part == "spmm":
             part = "spmm_bwd" if backward else "spmm_fwd"
-        seconds[part] += event.cpu_time_total * 1e-6
+        seconds[part] += getattr(event, unit) * 1e-6

@@ -25,7 +25,7 @@ def train(
     k: Annotated[str, typer.Option(help="Features kept, one network each: 16,32,64.")] = "32",
     baseline: Annotated[Literal["relu", "none"], typer.Option(help="The dense network beside.")] = "relu",
     epochs: Annotated[int, typer.Option(min=1, help="Steps, each on all training nodes.")] = 100,
-    lr: Annotated[float, typer.Option(min=1e-9, help="Learning rate of Adam.")] = 0.01,
+    lr: Annotated[float, typer.Option(min=1e-9, help="Adam's learning rate, falls as a cosine.")] = 0.003,
     dropout: Annotated[float, typer.Option(min=0, max=0.99, help="Of the features that pass.")] = 0.5,
     seeds: Annotated[int, typer.Option(min=1, help="Trainings of each network.")] = 1,
     self_loops: Annotated[bool, typer.Option("--self-loops", help="Join each node with itself.")] = False,
@@ -37,21 +37,33 @@ def train(
     json: Annotated[Path | None, typer.Option(help="File for the numbers.")] = None,
 ) -> None:
     """Train the dense network and one for each k; print accuracy, epoch time, its parts, Amdahl's limit."""
+    from tradeoff.core.context import usable_device
+    from tradeoff.core.files import prepare_file, prepare_folder
+
+    from .errors import ModelError
     from .report import compare_networks, write_json
 
+    # Before the first network is trained: what would fail after it.
+    ks, device = _numbers(k), usable_device(device)
+    if wrong := [kept for kept in ks if not 1 <= kept <= hidden]:
+        raise ModelError(f"--k is from 1 to the {hidden} of --hidden, not {wrong[0]}")
+    if out is not None:
+        prepare_folder(out)
+    if json is not None:
+        prepare_file(json)
     report = compare_networks(
         data,
         kind=model,
         hidden=hidden,
         layers=layers,
-        ks=_numbers(k),
+        ks=ks,
         baseline=baseline == "relu",
         epochs=epochs,
         lr=lr,
         dropout=dropout,
         seeds=seeds,
         self_loops=self_loops,
-        peers=[peer for peer in peers.split(",") if peer],
+        peers=[peer.strip() for peer in peers.split(",") if peer.strip()],
         device=device,
         out=out,
         progress=lambda line: typer.echo(line, err=True),
@@ -75,24 +87,35 @@ def _print(report: "Report") -> None:
     from .breakdown import PARTS
 
     console = Console()
-    table = Table(title=f"{report.data}: {report.nodes:,} nodes, {report.entries:,} entries of the graph")
-    for heading in ("network", "score", "epoch s", "speed-up", *PARTS):
-        table.add_column(heading, justify="left" if heading == "network" else "right")
+    networks = Table(title=f"{report.data}: {report.nodes:,} nodes, {report.entries:,} entries of the graph")
+    parts = Table(title="seconds of an epoch")
+    networks.add_column("network")
+    parts.add_column("part")
+    for heading in ("score", "epoch s", "speed-up"):
+        networks.add_column(heading, justify="right")
     for row in report.rows:
         score = f"{row.score:.4f} ± {row.deviation:.4f}" if row.score is not None else ""
         speed_up = f"{row.speed_up:.2f}" if row.speed_up is not None else ""
-        parts = (f"{row.breakdown[part]:.3f}" for part in PARTS)
-        table.add_row(row.network, score, f"{row.epoch_seconds:.3f}", speed_up, *parts)
-    console.print(table)
+        networks.add_row(row.network, score, f"{row.epoch_seconds:.3f}", speed_up)
+        parts.add_column(row.network, justify="right")
+    for part in PARTS:
+        parts.add_row(part, *(f"{row.breakdown[part]:.3f}" for row in report.rows))
+    console.print(networks)
+    console.print(parts)
     if report.limit is not None:
         console.print(
-            f"aggregation takes {report.share:.0%} of the dense epoch: Amdahl's limit is {report.limit:.2f}"
+            f"aggregation takes {report.aggregation_share:.0%} of the dense epoch, all that gets shorter "
+            f"{report.share:.0%}: Amdahl's limit is {report.limit:.2f}"
         )
     for row in report.rows:
         if row.traffic_ratio is not None:
-            console.print(
-                f"{row.network}: {row.traffic_ratio:.1f} times fewer bytes in aggregation (modelled), "
-                f"{row.aggregation_ratio:.1f} times less time (measured)"
-                if row.aggregation_ratio is not None
-                else f"{row.network}: {row.traffic_ratio:.1f} times fewer bytes in aggregation (modelled)"
-            )
+            bytes_ = _times(row.traffic_ratio, "fewer", "as many")
+            line = f"{row.network}: {bytes_} bytes in aggregation (modelled)"
+            if row.aggregation_ratio is not None:
+                line += f", {_times(row.aggregation_ratio, 'less', 'as much')} time (measured)"
+            console.print(line)
+
+
+def _times(ratio: float, less: str, equal: str) -> str:
+    """Dense over sparse in words: ``2.0 times less``, or ``2.0 times as much`` where nothing is saved."""
+    return f"{ratio:.1f} times {less}" if ratio >= 1 else f"{1 / ratio:.1f} times {equal}"

@@ -21,7 +21,7 @@ from .errors import KMismatch, ModelError, NanActivation
 Kind = Literal["sage", "gcn", "gin"]
 NORMALIZATIONS: dict[Kind, str] = {"sage": "row", "gcn": "sym", "gin": "none"}
 """How the adjacency matrix of each kind of network is scaled: mean, symmetric, sum."""
-SPARSE_LINEAR_FROM = 4
+SPARSE_LINEAR_FROM = 8
 """From this d / k on, compressed features are multiplied by weights as they are, which is faster there."""
 SPARSE_FEATURES_FROM = 16
 """From one feature in so many that is not 0 on, a node's features are multiplied as a sparse matrix."""
@@ -186,11 +186,14 @@ class SAGE(Block):
     def forward(self, graph: Graph, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
         h = self.activation(x)
         aggregated = self.neighbor_weights(self.neighbors(graph, h))
+        return self.normed(self.with_own(aggregated, h))
+
+    def with_own(self, aggregated: Float[Tensor, "n d"], h: Tensor | CBSR) -> Float[Tensor, "n d"]:
+        """``aggregated + W_self h``."""
         own = self.self_weights.weight
         if isinstance(h, CBSR) and SPARSE_LINEAR_FROM * h.k <= h.num_columns:
-            return self.normed(cbsr_linear(h, own, add_to=aggregated))
-        dense = h.to_dense() if isinstance(h, CBSR) else h
-        return self.normed(aggregated + functional.linear(dense, own))
+            return cbsr_linear(h, own, add_to=aggregated)
+        return aggregated + functional.linear(h.to_dense() if isinstance(h, CBSR) else h, own)
 
 
 class GCN(Block):

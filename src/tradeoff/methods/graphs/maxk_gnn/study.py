@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import platform
 import time
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, cast
 
 import pydantic
 import torch
 from pydantic import Field
 
 from tradeoff.core import Card, Context, Method, Metric, Outcome, Recipe, Trial, counted, measured
+from tradeoff.core.native import extension
+from tradeoff.core.provenance import processor, source_digest
+from tradeoff.nn.optimization import Schedule
 
 from .approximation import square_error
 from .breakdown import Breakdown
 from .claims import CLAIMS
+from .model import MaxKGNN
 from .nodes import load_nodes
 from .systems import build
 from .timing import EpochTime, saved_bytes, time_epochs
@@ -37,7 +42,7 @@ class NetworkSettings(pydantic.BaseModel):
         ks: features that MaxK keeps, one row each.
         epochs: of training; 0 where only time is of interest.
         timed: whether epochs are timed, with ``peers`` beside.
-        mlp: whether a network without the graph is trained beside.
+        mlp: whether a network without the graph is trained beside, and the largest class counted.
     """
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
@@ -64,11 +69,11 @@ class MaxKRecipe(Recipe):
 
     networks: list[NetworkSettings] = Field(min_length=1, description="network shapes and their graphs")
     dropout: float = Field(0.5, ge=0, lt=1, description="of the features that an activation lets pass")
-    learning_rate: float = Field(0.01, gt=0, description="of Adam")
+    learning_rate: float = Field(0.003, gt=0, description="of Adam")
+    schedule: Schedule = Field("cosine", description="of the learning rate")
     evaluate_every: int = Field(1, ge=1, description="epochs between two evaluations")
     peers: list[str] = Field(["torch", "pyg"], description="dense systems timed beside ours: torch, pyg")
     rounds: int = Field(3, ge=1, description="timed epochs of each system")
-    timed_threads: int = Field(1, ge=1, description="threads of timed epochs")
     approximation: list[Width] = Field([4, 64], description="hidden units of the networks that fit x^2")
     approximation_steps: int = Field(1500, ge=1, description="training steps of those")
 
@@ -96,6 +101,8 @@ class MaxKGNNStudy(Method[MaxKRecipe]):
         """Every system on every network shape, and the fits of x^2."""
         cells: list[tuple[str, dict[str, Any]]] = []
         for network in recipe.networks:
+            if network.mlp:
+                cells.append(("majority", {"graph": network.graph}))
             for system, k in _systems(network, recipe):
                 setting = {"graph": network.graph, "hidden": network.hidden} | ({"k": k} if k else {})
                 cells.append((system, setting))
@@ -110,6 +117,8 @@ class MaxKGNNStudy(Method[MaxKRecipe]):
         """Train one system where its accuracy is asked for, and time it beside the others."""
         if trial.variant in APPROXIMATIONS:
             return Outcome(trial=trial, metrics=_fit_square(trial, recipe))
+        if trial.variant == "majority":
+            return Outcome(trial=trial, metrics=_largest_class(trial))
         network = next(
             each
             for each in recipe.networks
@@ -119,12 +128,13 @@ class MaxKGNNStudy(Method[MaxKRecipe]):
         if network.epochs and trial.variant in TRAINED:
             metrics |= _accuracy(trial, network, recipe, context)
         if trial.variant in ("relu", "maxk"):
-            _, graph = load_nodes(network.graph)
-            metrics["activation_bytes"] = counted(saved_bytes(graph, network.hidden, _k(trial)))
+            metrics["activation_bytes"] = counted(_saved_bytes(trial, network, recipe))
         if network.timed and trial.variant != "mlp":
             epoch = _epoch_times(trial.seed, network, recipe, context)[_label(trial.variant, _k(trial))]
             metrics["epoch_seconds"] = measured(epoch.seconds)
             metrics["aggregation_seconds"] = measured(epoch.aggregation)
+            metrics["own_product_seconds"] = measured(epoch.own_product)
+            metrics["activation_seconds"] = measured(epoch.activation)
         return Outcome(trial=trial, metrics=metrics)
 
 
@@ -133,7 +143,8 @@ def _systems(network: NetworkSettings, recipe: MaxKRecipe) -> list[tuple[str, in
     rows: list[tuple[str, int | None]] = [("mlp", None)] if network.mlp else []
     rows += [("relu", None), *(("maxk", k) for k in network.ks)]
     if network.timed:
-        rows += [(peer, None) for peer in recipe.peers] + [("simulated", k) for k in network.ks[:1]]
+        rows += [("maxk-sums", k) for k in network.ks] + [("simulated", k) for k in network.ks[:1]]
+        rows += [(peer, None) for peer in recipe.peers]
     return rows
 
 
@@ -161,12 +172,30 @@ def _accuracy(
             *(graph.to(context.device), data.x.to(context.device), data.y.to(context.device), data),
             epochs=network.epochs,
             lr=recipe.learning_rate,
+            schedule=recipe.schedule,
             evaluate_every=recipe.evaluate_every,
             seed=trial.seed,
             checkpoint=context.work / "checkpoint.safetensors",
         )
     seconds = measured(time.perf_counter() - started)
     return {"accuracy": measured(result.test_acc), "training_seconds": seconds}
+
+
+def _largest_class(trial: Trial) -> dict[str, Metric]:
+    """The accuracy of naming one class for all tested nodes, the one that most of them have."""
+    data, _ = load_nodes(str(trial.setting["graph"]))
+    tested = data.y[data.test]
+    return {"accuracy": measured(float((tested == tested.mode().values).double().mean()))}
+
+
+def _saved_bytes(trial: Trial, network: NetworkSettings, recipe: MaxKRecipe) -> int:
+    """Of one block on the whole graph."""
+    _, graph = load_nodes(network.graph)
+    torch.manual_seed(trial.seed)
+    sizes = (1, network.hidden, 1, 1, _k(trial))
+    model = cast(MaxKGNN, build(trial.variant, *sizes, dropout=recipe.dropout, aggregation="cbsr"))
+    x = torch.randn(graph.num_rows, network.hidden)
+    return saved_bytes(model.blocks[0], model.normalized(graph), x)
 
 
 def _epoch_times(
@@ -179,26 +208,37 @@ def _epoch_times(
         torch.manual_seed(seed)
         rows = [row for row in _systems(network, recipe) if row[0] != "mlp"]
         sizes = (data.num_features, network.hidden, network.layers, data.num_classes)
-        networks = {_label(*row): build(row[0], *sizes, row[1], dropout=recipe.dropout) for row in rows}
-        threads = torch.get_num_threads()
-        torch.set_num_threads(recipe.timed_threads)
-        try:
-            with context.progress(None, f"timing {len(networks)} systems side by side"):
-                operands = (graph, data.x, data.y, data.train)
-                times = time_epochs(networks, *operands, rounds=recipe.rounds)
-        finally:
-            torch.set_num_threads(threads)
+        networks = {
+            _label(*row): build(row[0], *sizes, row[1], dropout=recipe.dropout).to(context.device)
+            for row in rows
+        }
+        operands = [part.to(context.device) for part in (data.x, data.y, data.train)]
+        with context.progress(None, f"timing {len(networks)} systems side by side"):
+            times = time_epochs(networks, graph.to(context.device), *operands, rounds=recipe.rounds)
         written = {name: dataclasses.asdict(epoch) for name, epoch in times.items()}
         (folder / "epochs.json").write_text(json.dumps(written))
 
     key = {
         "epochs": network.model_dump(mode="json"),
         "seed": seed,
-        **recipe.model_dump(mode="json", include={"dropout", "peers", "rounds", "timed_threads"}),
+        **recipe.model_dump(mode="json", include={"dropout", "peers", "rounds"}),
+        **_surroundings(context.device),
     }
     stored = json.loads((context.cache(key, measure) / "epochs.json").read_text())
     return {
         name: EpochTime(epoch["seconds"], Breakdown(**epoch["breakdown"])) for name, epoch in stored.items()
+    }
+
+
+def _surroundings(device: str) -> dict[str, str]:
+    """What a time depends on beside what is timed: another version or machine measures anew."""
+    compiled = ["tradeoff._native"] if extension() is not None else []
+    return {
+        "code": source_digest(__package__, "tradeoff.engines.kernels", "tradeoff.core.timing", *compiled),
+        "torch": torch.__version__,
+        "host": platform.node(),
+        "processor": processor(),
+        "device": device,
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,15 +10,19 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tradeoff.core.errors import MissingExtra
-from tradeoff.engines.kernels import CBSR, Graph, spmm
+from tradeoff.engines.kernels import CBSR, Graph
 
 from .dropout import dropout
 from .model import SAGE, MaxKGNN, first_layer
 
-SYSTEMS = ("mlp", "relu", "maxk", "simulated", "torch", "pyg")
-"""``mlp``: no graph; ``relu``: dense features on our kernels; ``maxk``; ``simulated``: MaxK as a dense
-mask on dense kernels, as the published training code has it; ``torch``: dense features on torch.sparse,
-with the transpose kept; ``pyg``: PyTorch Geometric's SAGEConv on a torch.sparse matrix."""
+SYSTEMS = ("mlp", "relu", "maxk", "maxk-sums", "simulated", "torch", "pyg")
+"""``mlp``: no graph; ``relu``: dense features on our kernels; ``maxk``; ``maxk-sums``: MaxK whose sums
+over neighbors (and dropout) only are compressed, while nodes' own features meet their weights as dense ones;
+``simulated``: MaxK as a dense mask on dense kernels, as the published training code has it; ``torch``: dense
+features on torch.sparse, with the transpose kept; ``pyg``: PyTorch Geometric's SAGEConv on a torch.sparse
+matrix."""
+SELECTING = ("maxk", "maxk-sums", "simulated")
+"""Those that have a k."""
 
 
 def build(
@@ -27,7 +31,7 @@ def build(
     """A SAGE network as one of :data:`SYSTEMS` has it, with the same shapes and starting weights.
 
     Args:
-        k: for ``maxk`` and ``simulated``; the others have ReLU.
+        k: of :data:`SELECTING`; the others have ReLU.
         settings: ``dropout``, ``norm`` and ``aggregation`` of :class:`MaxKGNN`.
 
     Raises:
@@ -35,22 +39,64 @@ def build(
     """
     if system == "mlp":
         return MLP(in_dim, hidden, layers, out_dim, settings.get("dropout", 0.5))
+    networks: dict[str, type[MaxKGNN]] = {"torch": _TorchNetwork, "pyg": _PyGNetwork}
     sizes = (in_dim, hidden, layers, out_dim)
-    if system == "pyg":
-        return _PyGNetwork("sage", *sizes, None, **settings)
-    network = MaxKGNN("sage", *sizes, k if system in ("maxk", "simulated") else None, **settings)
-    replaced = {"simulated": SimulatedSAGE, "torch": TorchSAGE}.get(system)
+    network = networks.get(system, MaxKGNN)("sage", *sizes, k if system in SELECTING else None, **settings)
+    blocks: dict[str, type[SAGE]] = {
+        "simulated": SimulatedSAGE,
+        "maxk-sums": DenseOwnSAGE,
+        "torch": TorchSAGE,
+    }
+    replaced = blocks.get(system)
     if replaced is not None:
         network.blocks = nn.ModuleList(_as(replaced, block) for block in network.blocks)
     return network
 
 
+@dataclass(frozen=True)
+class TorchMatrix:
+    """A and its transpose as torch.sparse takes them fastest, made once for all passes."""
+
+    matrix: Tensor
+    transpose: Tensor
+
+
+class _TorchNetwork(MaxKGNN):
+    """The same network whose graph is a :class:`TorchMatrix`."""
+
+    def normalized(self, graph: Graph, self_loops: bool = False) -> Any:
+        """The mean over neighbors."""
+        scaled = super().normalized(graph, self_loops)
+        return TorchMatrix(scaled.to_torch(), scaled.transpose().to_torch())
+
+
 class TorchSAGE(SAGE):
     """The same block on torch.sparse."""
 
-    def neighbors(self, graph: Graph, h: Tensor | CBSR) -> Float[Tensor, "n d"]:
-        assert isinstance(h, Tensor)
-        return spmm(graph, h, backend="torch")
+    def neighbors(self, graph: Any, h: Tensor | CBSR) -> Float[Tensor, "n d"]:
+        result: Tensor = _TorchAggregate.apply(h, graph)  # type: ignore[no-untyped-call]
+        return result
+
+
+class _TorchAggregate(torch.autograd.Function):
+    """``A h``, whose gradient is a product with the transpose that is there already."""
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, graph: TorchMatrix) -> Tensor:
+        ctx.transpose = graph.transpose
+        return graph.matrix @ h
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        return ctx.transpose @ grad, None
+
+
+class DenseOwnSAGE(SAGE):
+    """MaxK that makes sums over neighbors shorter, and no product with weights."""
+
+    def with_own(self, aggregated: Float[Tensor, "n d"], h: Tensor | CBSR) -> Float[Tensor, "n d"]:
+        return super().with_own(aggregated, h.to_dense() if isinstance(h, CBSR) else h)
 
 
 class SimulatedSAGE(SAGE):
@@ -93,9 +139,7 @@ class _PyGNetwork(MaxKGNN):
 
     def normalized(self, graph: Graph, self_loops: bool = False) -> Any:
         """The mean over neighbors as a torch.sparse matrix: PyG's own mean on such a one is slower."""
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Sparse (CSR|invariant)")  # both said once by torch
-            return super().normalized(graph, self_loops).to_torch()
+        return super().normalized(graph, self_loops).to_torch()
 
 
 class _PyGBlock(nn.Module):

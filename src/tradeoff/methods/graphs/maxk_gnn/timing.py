@@ -7,18 +7,19 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from tradeoff.core.timing import ProcessorClock, side_by_side
-from tradeoff.engines.kernels import Graph, maxk
+from tradeoff.core.timing import side_by_side
+from tradeoff.engines.kernels import Graph
+from tradeoff.engines.kernels.device_timing import DeviceClock, threads
 
-from .aggregation import Aggregation, aggregate
-from .breakdown import Breakdown, profiled
+from .breakdown import PARTS, Breakdown, profiled
 from .model import sparse_if_worth
 from .training import node_loss
 
-_PROFILES = 1
+_PROFILES = 3
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,8 @@ class EpochTime:
     """One system's training epoch.
 
     Attributes:
-        seconds: processor seconds, median over the rounds.
-        breakdown: of the least disturbed of some more epochs.
+        seconds: median over the rounds: processor seconds of one thread, or on a GPU until it has done all.
+        breakdown: of some more epochs, the least that each part took, which adds up to about ``seconds``.
     """
 
     seconds: float
@@ -36,7 +37,21 @@ class EpochTime:
     @property
     def aggregation(self) -> float:
         """Seconds of the sums over neighbors, forward and backward."""
-        return self.seconds * self.breakdown.share
+        return self._scaled(self.breakdown.aggregation)
+
+    @property
+    def activation(self) -> float:
+        """Seconds of the nonlinearity and dropout."""
+        return self._scaled(self.breakdown.activation)
+
+    @property
+    def own_product(self) -> float:
+        """Seconds of the products of nodes' own activations with weights."""
+        return self._scaled(self.breakdown.seconds["own_gemm"])
+
+    def _scaled(self, seconds: float) -> float:
+        """The same part of the epoch that was timed without a profiler."""
+        return self.seconds * seconds / self.breakdown.epoch
 
 
 def time_epochs(
@@ -51,11 +66,12 @@ def time_epochs(
 ) -> dict[str, EpochTime]:
     """Time one epoch of each network, forward, backward and Adam's step, by turns.
 
-    Calibrations of ``auto`` and the warm-up are outside the clock.
+    On a CPU by one thread, in processor seconds, which other programs do not disturb. Calibrations of
+    ``auto`` and the warm-up are outside the clock.
 
     Args:
         networks: name -> network, with ``normalized`` and ``forward`` as :class:`MaxKGNN` has them.
-        graph: the adjacency matrix, as it is.
+        graph: the adjacency matrix, as it is, on the device of all operands.
         rounds: epochs of each.
     """
     features = sparse_if_worth(x)
@@ -63,8 +79,11 @@ def time_epochs(
     for name, network in networks.items():
         normalized = cast(Any, network.train()).normalized(graph, self_loops=self_loops)
         steps[name] = _step(network, normalized, features, y, train_nodes)
-    timings = side_by_side(steps, rounds=rounds, clock=ProcessorClock()).timings
-    return {name: EpochTime(timings[name].median, _least_disturbed(step)) for name, step in steps.items()}
+    with threads(1):
+        timings = side_by_side(steps, rounds=rounds, clock=DeviceClock(x.device)).timings
+        return {
+            name: EpochTime(timings[name].median, _breakdown(step, x.device)) for name, step in steps.items()
+        }
 
 
 def _step(
@@ -80,32 +99,41 @@ def _step(
     return step
 
 
-def _least_disturbed(step: Callable[[], None]) -> Breakdown:
-    """A breakdown of several, that of the shortest epoch."""
+def _breakdown(step: Callable[[], None], device: torch.device) -> Breakdown:
+    """The least of several for each part: the profiler's clock is on the wall, others' work adds to it."""
     found = []
     for _ in range(_PROFILES):
-        with profiled() as breakdown:
+        with profiled(device) as breakdown:
             step()
         found.append(breakdown)
-    return min(found, key=lambda breakdown: breakdown.epoch)
+    seconds = {part: min(each.seconds[part] for each in found) for part in PARTS}
+    unexplained = min(each.epoch - sum(each.seconds.values()) for each in found)
+    return Breakdown(seconds, sum(seconds.values()) + max(0.0, unexplained))
 
 
-def saved_bytes(graph: Graph, hidden: int, k: int | None, aggregation: Aggregation = "cbsr") -> int:
-    """Bytes that one aggregation keeps for its backward pass, the graph's own arrays left out.
+def saved_bytes(block: nn.Module, graph: Graph, x: Float[Tensor, "n d"]) -> int:
+    """Bytes that autograd keeps of one block for its backward pass, whatever the operators asked for.
+
+    Each memory counts once; that of the block's weights, of the graph and of ``x`` is there anyway and does
+    not count.
 
     Args:
-        k: kept features; None for dense ReLU features, whose output and mask the usual layers keep.
+        block: of a network, in training mode.
+        graph: as the block's ``forward`` takes it.
     """
-    own = {t.data_ptr() for t in (graph.indptr, graph.indices, graph.values) if t is not None}
+    there = [x, *block.parameters(), graph.perm]
+    for each in (graph, graph.transpose()):
+        there += [tensor for tensor in (each.indptr, each.indices, each.values) if tensor is not None]
+    counted = {tensor.untyped_storage().data_ptr() for tensor in there}
     kept: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
-        if tensor.data_ptr() not in own:
-            kept[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in counted:
+            kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    x = torch.randn(graph.num_columns, hidden, requires_grad=True)
     with saved_tensors_hooks(pack, lambda tensor: tensor):
-        result = torch.relu(x) if k is None else aggregate(graph, maxk(x, k), aggregation)
+        result = block(graph, x.detach().requires_grad_())
     del result
     return sum(kept.values())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import statistics
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -17,6 +16,8 @@ from torch.nn import functional
 
 from tradeoff.engines.kernels import Graph
 from tradeoff.nn.fit import Callback, FitConfig, FitState, History, fit
+from tradeoff.nn.keep_best import KeepBest
+from tradeoff.nn.optimization import Schedule
 
 from .breakdown import Breakdown, profiled
 from .errors import LabelError
@@ -75,7 +76,8 @@ def train(
     splits: Splits,
     *,
     epochs: int = 200,
-    lr: float = 0.01,
+    lr: float = 0.003,
+    schedule: Schedule = "cosine",
     weight_decay: float = 0.0,
     scoring: Scoring = "accuracy",
     evaluate_every: int = 1,
@@ -92,6 +94,8 @@ def train(
         y: a class for each node (int64), or a 0/1 label for each of several classes (float, [n, classes]).
         splits: which nodes are for training, validation and testing.
         epochs: steps, each on all training nodes.
+        lr, schedule: learning rate, as of :class:`tradeoff.nn.fit.FitConfig`. The published code has a
+            constant one, of 0.01 on Reddit, at which deep networks with ReLU fail to learn on smaller graphs.
         scoring: ``accuracy`` for classes; ``micro_f1`` or ``roc_auc`` for several labels.
         evaluate_every: epochs between two evaluations; the last one is always evaluated.
         self_loops: join each node with itself first.
@@ -105,7 +109,7 @@ def train(
 
     Example::
 
-        result = train(model, graph, x, y, splits, epochs=200, lr=0.01)
+        result = train(model, graph, x, y, splits, epochs=200)
         print(result.test_acc, result.epoch_seconds, result.breakdown.seconds)
     """
     if epochs < 1:
@@ -119,18 +123,18 @@ def train(
         optimizer="adam",
         learning_rate=lr,
         weight_decay=weight_decay,
-        schedule="constant",
+        schedule=schedule,
         seed=seed,
     )
-    best = _KeepBest(graph, features, y, splits, scoring, evaluate_every)
+    best = KeepBest(_Scores(graph, features, y, splits, scoring, evaluate_every))
     middle = _ProfileOne(step=min(epochs - 1, max(1, epochs // 2)))
     history = fit_full_batch(model, graph, features, y, splits.train, config, [best, middle], checkpoint)
-    if best.weights is not None:
-        model.load_state_dict(best.weights)
+    best.restore(model)
+    scores = history.epochs[best.epoch - 1]
     seconds = [s for step, s in enumerate(history.column("seconds")) if step != middle.step]
     return TrainResult(
-        test_acc=best.test,
-        validation_acc=best.validation,
+        test_acc=scores["test_accuracy"],
+        validation_acc=scores["validation_accuracy"],
         best_epoch=best.epoch,
         epoch_seconds=statistics.median(seconds or history.column("seconds")),
         breakdown=middle.breakdown,
@@ -199,35 +203,24 @@ class _OneBatch:
         return self.nodes, self.labels
 
 
-class _KeepBest(Callback):
-    """Scores all splits after epochs and keeps the weights of the best validation score."""
+@dataclass(frozen=True)
+class _Scores:
+    """Writes the scores of an epoch into its history, and gives the validation score."""
 
-    def __init__(
-        self, graph: Graph, x: Tensor | Graph, y: Tensor, splits: Splits, scoring: Scoring, every: int
-    ) -> None:
-        self.graph, self.x, self.y, self.splits = graph, x, y, splits
-        self.scoring, self.every = scoring, every
-        self.validation, self.test, self.epoch = -1.0, 0.0, 0
-        self.weights: dict[str, Tensor] | None = None
+    graph: Graph
+    x: Tensor | Graph
+    y: Tensor
+    splits: Splits
+    scoring: Scoring
+    every: int
 
-    def on_epoch_end(self, state: FitState) -> None:
+    def __call__(self, state: FitState) -> float | None:
         if state.epoch % self.every and state.step < state.total_steps:
-            return
+            return None
         logits = predict(state.model, self.graph, self.x)
-        scores = {
-            name: score(logits[nodes], self.y[nodes], self.scoring)
-            for name, nodes in (("validation", self.splits.validation), ("test", self.splits.test))
-        }
-        state.logs |= {f"{name}_accuracy": value for name, value in scores.items()}
-        if scores["validation"] > self.validation:
-            self.validation, self.test, self.epoch = scores["validation"], scores["test"], state.epoch
-            self.weights = copy.deepcopy(state.model.state_dict())
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"validation": self.validation, "test": self.test, "epoch": self.epoch}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.validation, self.test, self.epoch = state["validation"], state["test"], state["epoch"]
+        for name, nodes in (("validation", self.splits.validation), ("test", self.splits.test)):
+            state.logs[f"{name}_accuracy"] = score(logits[nodes], self.y[nodes], self.scoring)
+        return state.logs["validation_accuracy"]
 
 
 class _ProfileOne(Callback):
@@ -240,7 +233,7 @@ class _ProfileOne(Callback):
 
     def on_step_begin(self, state: FitState) -> None:
         if state.step == self.step:
-            self.breakdown = self._running.enter_context(profiled())
+            self.breakdown = self._running.enter_context(profiled(state.device))
 
     def on_step_end(self, state: FitState) -> None:
         self._running.close()

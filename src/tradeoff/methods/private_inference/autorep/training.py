@@ -135,11 +135,7 @@ class AutoReP:
             return History()
         if checkpoint is not None:
             claim_folder(checkpoint, self._settings(score_learning_rate))
-        best = KeepBest(
-            self.network,
-            checkpoint and checkpoint / "best.safetensors",
-            eligible=lambda: relu_count(self.network) <= self.budget,
-        )
+        best = KeepBest(self._validation_accuracy)
         callbacks = [_Record(self.network), best, *callbacks]
         history = History()
         if any(site.selecting for site in sites(self.network).values()):
@@ -160,9 +156,14 @@ class AutoReP:
         if finetuning is not None:
             path = checkpoint and checkpoint / "finetuning.safetensors"
             history.epochs += self._phase(train, validation, finetuning, callbacks, path).epochs
-        best.restore()
+        best.restore(self.network)
         freeze(self.network)
         return history
+
+    def _validation_accuracy(self, state: FitState) -> float | None:
+        """Of an epoch whose end meets the budget."""
+        met = relu_count(self.network) <= self.budget
+        return state.logs.get("validation_accuracy") if met else None
 
     def _settings(self, score_learning_rate: float | None) -> dict[str, Any]:
         """What a training depends on beside the two :class:`FitConfig`, which checkpoints compare."""

@@ -65,7 +65,7 @@ class PolyMPCNetRecipe(Recipe):
     """What the study varies."""
 
     data: str = Field("digit-pairs", description="data set, or folder with one subfolder of images per class")
-    arch: str = Field("pool_cnn", description="architecture of tradeoff.nn.models")
+    arch: str = Field("pair_pool_cnn", description="architecture of tradeoff.nn.models")
     starts: list[Start] = Field(
         list(STARTS), description="all-quadratic networks without a search, by start of the quadratics"
     )

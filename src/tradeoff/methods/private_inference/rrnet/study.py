@@ -70,7 +70,7 @@ class RRNetRecipe(Recipe):
     """What the study varies."""
 
     data: str = Field("digit-pairs", description="data set, or folder with one subfolder of images per class")
-    arch: str = Field("pool_cnn", description="architecture of tradeoff.nn.models")
+    arch: str = Field("pair_pool_cnn", description="architecture of tradeoff.nn.models")
     link: Link = Field("wan", description="between the two parties")
     penalties: list[float] = Field(description="of the front: losses of a millisecond, rising")
     budgets: dict[Variant, list[Part]] = Field(
