@@ -90,7 +90,8 @@ def repair(search: LatencySearch, seconds: float, architecture: Architecture | N
     """Bring an architecture within a budget, and use what the budget leaves.
 
     While it is over budget, the group of channels (or the pooling) goes that has the smallest margin of
-    ``alpha`` for the second that it saves; then the costliest that fits comes back, again and again.
+    ``alpha`` for the second that it saves; then, again and again, of those that fit the one comes back that
+    has the largest margin, not the largest: that would undo what the search found useless.
 
     Args:
         search: knows the network, its ``alpha`` and the latency model.
@@ -124,14 +125,13 @@ def repair(search: LatencySearch, seconds: float, architecture: Architecture | N
         _, chosen, latency = best
     while True:
         fitting = [
-            (then, tried)
+            (_margin(found[site], group), tried)
             for site, group in _places(chosen, costly=False)
-            if (then := search.hard_latency(tried := _costlier(chosen, found[site], site, group)).seconds)
-            <= seconds
+            if search.hard_latency(tried := _costlier(chosen, found[site], site, group)).seconds <= seconds
         ]
         if not fitting:
             return chosen
-        latency, chosen = max(fitting, key=lambda each: each[0])
+        _, chosen = max(fitting, key=lambda each: each[0])
 
 
 def _places(architecture: Architecture, *, costly: bool) -> Iterator[tuple[str, int]]:
