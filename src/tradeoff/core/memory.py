@@ -47,8 +47,16 @@ def peak_memory() -> Iterator[PeakMemory]:
         peak.bytes = _high_water_mark() if resettable else _since_start()
 
 
-def _high_water_mark() -> int:
-    line = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
+def peak_memory_of(pid: int) -> int | None:
+    """Largest resident memory of a running process so far, in bytes; None where the system does not tell."""
+    try:
+        return _high_water_mark(Path(f"/proc/{pid}/status"))
+    except (OSError, StopIteration):
+        return None
+
+
+def _high_water_mark(status: Path = _STATUS) -> int:
+    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
     return int(line.split()[1]) * 1024
 
 

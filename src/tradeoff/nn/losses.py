@@ -1,7 +1,9 @@
 """Losses that several methods share."""
 
+import copy
+
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 
@@ -27,3 +29,8 @@ def distillation(
 def over_budget(used: Tensor, budget: float) -> Tensor:
     """Return ``max(0, used - budget)``: no loss, and no gradient, once the budget is met."""
     return functional.relu(used - budget)
+
+
+def frozen_copy(model: nn.Module) -> nn.Module:
+    """Return a copy in evaluation mode without gradients, to distill from."""
+    return copy.deepcopy(model).eval().requires_grad_(False)

@@ -12,7 +12,7 @@ and then a delta: one formula serves every degree.
 """
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -37,11 +37,13 @@ class SiteShapeMismatch(TradeoffError, ValueError):
 class PolynomialDivergence(TradeoffError, ArithmeticError):
     """A polynomial activation met or produced values that are not finite."""
 
-    def __init__(self, site: str, channel: int, sigma: float, c2: float) -> None:
+    def __init__(
+        self, site: str, channel: int, sigma: float, c2: float, damping: str = "quad_scale or clip_c2"
+    ) -> None:
         super().__init__(
             f"values are no longer finite at {site or '(unnamed)'}, channel {channel} (standard deviation "
-            f"{sigma:.3g}, quadratic coefficient {c2:.3g}); lower the learning rate, or damp the "
-            "quadratic with quad_scale or clip_c2"
+            f"{sigma:.3g}, quadratic coefficient {c2:.3g}); lower the learning rate, clip gradients, or damp "
+            f"the quadratic with {damping}"
         )
         self.site = site
         self.channel = channel
@@ -174,6 +176,119 @@ class Polynomial(nn.Module):
     def extra_repr(self) -> str:
         terms, channels = self.coefficients.shape
         return f"degree={terms - 1}, channels={channels}"
+
+
+class StraightThroughQuadratic(nn.Module):
+    """``y = s w1 x^2 + w2 x + b``, which starts as (nearly) the identity: X2act of PolyMPCNet / PASNet.
+
+    A trained network keeps running when its ReLUs are swapped for it, and the quadratic grows from there
+    (straight-through polynomial activation initialization, STPAI). There is one triple of trained numbers for
+    the site, or one for each channel.
+
+    Args:
+        shape: of one image at this site, (channels, height, width) or (features,).
+        site: name for error messages.
+        scale: the factor ``s``, or ``sqrt_n`` for ``constant / sqrt(N)`` with N elements of an image, which
+            makes the gradient of w1, a sum over N squares, as large as that of other weights (the papers).
+        constant: of ``sqrt_n``; the papers do not give its value. Small ones stay nearly linear for long.
+        start: w1, w2 and b at the start; the published code has (0.005, 1, 0).
+        clip: largest magnitude of ``s w1``.
+        ramp_steps: training steps over which the quadratic part grows from nothing.
+        per_channel: a triple for each channel.
+
+    Raises:
+        ValueError: a number is out of range.
+
+    Example:
+        >>> swapped = StraightThroughQuadratic((1, 1, 1), start=(0.0, 1.0, 0.0))
+        >>> swapped(torch.tensor([[[[-3.0]]]])).item()
+        -3.0
+    """
+
+    iteration: Tensor
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        site: str = "",
+        *,
+        scale: float | Literal["sqrt_n"] = 1.0,
+        constant: float = 10.0,
+        start: tuple[float, float, float] = (0.005, 1.0, 0.0),
+        clip: float | None = None,
+        ramp_steps: int = 0,
+        per_channel: bool = False,
+    ) -> None:
+        super().__init__()
+        factor = constant / math.sqrt(math.prod(shape)) if scale == "sqrt_n" else scale
+        if not factor > 0 or ramp_steps < 0 or (clip is not None and not clip > 0):
+            raise ValueError(
+                f"scale, constant and clip must be positive and ramp_steps not negative, got {scale}, "
+                f"{constant}, {clip} and {ramp_steps}"
+            )
+        self.site, self.factor, self.clip, self.ramp_steps = site, factor, clip, ramp_steps
+        self.channels = shape[0]
+        w1, w2, b = start
+        self.weights = nn.Parameter(
+            torch.tensor([[b], [w2], [w1]]).repeat(1, self.channels if per_channel else 1)
+        )
+        self.register_buffer("iteration", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x: Float[Tensor, "batch channels *rest"]) -> Float[Tensor, "batch channels *rest"]:
+        if self.training and self.ramp_steps:
+            self.iteration += 1
+        return evaluate(x, self._rows())
+
+    def _rows(self) -> Float[Tensor, "3 channels"]:
+        """Coefficients of 1, x and x^2 as they are in use; one column where the site has one triple."""
+        ramp = min(1.0, int(self.iteration) / self.ramp_steps) if self.ramp_steps else 1.0
+        square = self.weights[2:] * (self.factor * ramp)
+        if self.clip is not None:
+            square = square.clamp(-self.clip, self.clip)
+        return torch.cat([self.weights[:2], square])
+
+    def effective_coefficients(self) -> Float[Tensor, "3 channels"]:
+        """The coefficients in use, for each channel: those of a :class:`Polynomial` that equals this one."""
+        return self._rows().expand(3, self.channels)
+
+    def extra_repr(self) -> str:
+        return f"factor={self.factor:.3g}, channels={self.channels}"
+
+
+@torch.no_grad()
+def locate_divergence(
+    model: nn.Module, inputs: Tensor, kinds: tuple[type[nn.Module], ...], damping: str
+) -> PolynomialDivergence:
+    """Return the error that names the first polynomial site whose result is not finite for ``inputs``.
+
+    Args:
+        kinds: modules with a name ``site`` and ``effective_coefficients()``.
+        damping: what the message advises.
+    """
+    found: list[PolynomialDivergence] = []
+
+    def inspect(site: Any, arguments: tuple[Tensor, ...], output: Tensor) -> None:
+        broken = ~torch.isfinite(output.transpose(0, 1).flatten(1)).all(1)
+        if not found and bool(broken.any()):
+            channel = int(torch.nonzero(broken)[0])
+            coefficients = site.effective_coefficients()
+            c2 = float(coefficients[2, channel]) if len(coefficients) > 2 else 0.0
+            found.append(
+                PolynomialDivergence(site.site, channel, float(arguments[0][:, channel].std()), c2, damping)
+            )
+
+    handles = [
+        module.register_forward_hook(inspect) for module in model.modules() if isinstance(module, kinds)
+    ]
+    training = model.training
+    try:
+        model.eval()(inputs)
+    finally:
+        model.train(training)
+        for handle in handles:
+            handle.remove()
+    nowhere = PolynomialDivergence("the outputs", 0, float("nan"), float("nan"), damping)
+    return found[0] if found else nowhere
 
 
 class MaskedReLU(nn.Module):

@@ -87,11 +87,13 @@ PROFILES: Mapping[str, LinkShaper] = MappingProxyType(
         "loopback": LinkShaper(name="loopback"),
         "lan": LinkShaper(latency_ms=0.15, mbit=3000, name="lan"),
         "wan": LinkShaper(latency_ms=20.0, mbit=352, name="wan"),
+        "narrow": LinkShaper(latency_ms=0.1, mbit=10, name="narrow"),
         "pasnet": LinkShaper(mbit=8000, name="pasnet"),
     }
 )
 """Named links. ``lan`` (0.3 ms, 3 Gbit/s) and ``wan`` (40 ms round trip, 352 Mbit/s) are the settings of
-secure-inference evaluations (Huang et al., Cheetah, USENIX Security 2022); ``pasnet`` is the 8 Gbit/s link of
+secure-inference evaluations (Huang et al., Cheetah, USENIX Security 2022); ``narrow`` is near but slow, the
+opposite of ``wan`` (0.2 ms, 10 Mbit/s); ``pasnet`` is the 8 Gbit/s link of
 PASNet (DAC 2023)."""
 
 

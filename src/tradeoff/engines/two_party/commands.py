@@ -197,6 +197,21 @@ def cost(
 
 
 @app.command()
+def calibrate(
+    out: Annotated[Path, typer.Option(help="Where the calibration goes, .json.")],
+    repeats: Annotated[int, typer.Option(min=1, help="Timed inferences of each batch size.")] = 5,
+) -> None:
+    """Time small networks between two processes here, so that latencies can be predicted and searched for."""
+    from tradeoff.engines.two_party.latency import calibrate as measure
+
+    check_place(out)
+    found = measure(repeats=repeats)
+    found.save(out)
+    for name, seconds in found.model_dump(exclude={"format"}).items():
+        typer.echo(f"{name:12} {seconds:.3g} s")
+
+
+@app.command()
 def bench(
     arch: Annotated[str, typer.Option(help="An architecture of tradeoff.nn.models.")] = "small_cnn",
     model: Annotated[Path | None, typer.Option(help="Weights; trained here on digits if absent.")] = None,

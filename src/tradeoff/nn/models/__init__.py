@@ -16,6 +16,8 @@ __all__ = ["ARCHITECTURES", "ArchMismatch", "InvalidArch", "build", "load_weight
 
 ARCHITECTURES: dict[str, tuple[str, str]] = {
     "resnet18": ("resnet", "ResNet18"),
+    "resnet34": ("resnet", "ResNet34"),
+    "resnet50": ("resnet", "ResNet50"),
     "resnet20": ("resnet", "ResNet20"),
     "wrn22_8": ("wide_resnet", "WideResNet22x8"),
     "vgg16": ("vgg", "VGG16"),
@@ -24,6 +26,7 @@ ARCHITECTURES: dict[str, tuple[str, str]] = {
     "lenet_300_100": ("small", "LeNet300"),
     "small_cnn": ("small", "SmallCNN"),
     "pair_cnn": ("small", "PairCNN"),
+    "pair_pool_cnn": ("small", "PairPoolCNN"),
     "pooled_cnn": ("small", "PooledCNN"),
 }
 """Architecture name -> (module of this package, class)."""

@@ -113,3 +113,45 @@ class PairCNN(nn.Module):
         x = self.relu5(self.bn5(self.conv5(x)))
         out: Tensor = self.fc(x.flatten(1))
         return out
+
+
+class PairPoolCNN(nn.Module):
+    """Eight activation sites of very different sizes and two max poolings, with two residual sums.
+
+    Two sites of 8 channels at full resolution, two of 16 at half and four of 8 at a quarter: 1,024, 512 and
+    64 ReLUs each on a 1x8x16 input, 3,328 together, so that a choice by site and one by element differ.
+
+    Shape: ``(batch, channels, height, width)`` to ``(batch, num_classes)``; height and width at least 4.
+    """
+
+    def __init__(self, num_classes: int, input_shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        channels, height, width = input_shape
+        self.conv1, self.bn1, self.relu1 = _site(channels, 8)
+        self.conv2, self.bn2, self.relu2 = _site(8, 8)
+        self.pool1 = nn.MaxPool2d(2)
+        self.conv3, self.bn3, self.relu3 = _site(8, 16)
+        self.conv4, self.bn4, self.relu4 = _site(16, 16)
+        self.pool2 = nn.MaxPool2d(2)
+        self.conv5, self.bn5, self.relu5 = _site(16, 8)
+        self.conv6, self.bn6, self.relu6 = _site(8, 8)
+        self.conv7, self.bn7, self.relu7 = _site(8, 8)
+        self.conv8, self.bn8, self.relu8 = _site(8, 8)
+        self.fc = nn.Linear(8 * (height // 4) * (width // 4), num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu1(self.bn1(self.conv1(x)))
+        x = self.pool1(self.relu2(self.bn2(self.conv2(x)) + x))
+        x = self.relu3(self.bn3(self.conv3(x)))
+        x = self.pool2(self.relu4(self.bn4(self.conv4(x)) + x))
+        x = self.relu5(self.bn5(self.conv5(x)))
+        x = self.relu6(self.bn6(self.conv6(x)))
+        x = self.relu7(self.bn7(self.conv7(x)))
+        x = self.relu8(self.bn8(self.conv8(x)))
+        out: Tensor = self.fc(x.flatten(1))
+        return out
+
+
+def _site(in_channels: int, out_channels: int) -> tuple[nn.Conv2d, nn.BatchNorm2d, nn.ReLU]:
+    convolution = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
+    return convolution, nn.BatchNorm2d(out_channels), nn.ReLU()

@@ -1,7 +1,8 @@
 """AutoReP: automatic ReLU replacement under a budget (Peng et al., ICCV 2023)."""
 
+from tradeoff.nn.compressed import load_compressed, save_compressed
+
 from .baselines import layerwise_positions, random_positions
-from .files import load_compressed, save_compressed
 from .replacement import (
     NoReLUSites,
     SiteCount,

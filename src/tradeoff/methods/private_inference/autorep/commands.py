@@ -117,14 +117,12 @@ def _write(out: Path, network: "nn.Module", arch: str, images: "ImageData") -> N
     import torch
 
     from tradeoff.engines import two_party
-
-    from .files import save_compressed
+    from tradeoff.engines.two_party.networks import write_program
+    from tradeoff.nn.compressed import save_compressed
 
     save_compressed(out, network, arch=arch, num_classes=images.num_classes, input_shape=images.input_shape)
     typical = images.train[torch.arange(min(64, len(images.train)))][0].numpy()
-    program = two_party.compile(network, images.input_shape, calibration=typical)
-    program.save(out / "program")
-    program.public().save(out / "program" / "public")
+    program = write_program(network, images.input_shape, typical, out / "program")
     total = two_party.cost(program).total
     typer.echo(
         f"one image in private: {(total.sent + total.received) / 1e6:.2f} MB and {total.rounds} rounds online"

@@ -53,12 +53,6 @@ def replace_relus(
     return replaced.to(like(model))
 
 
-def with_relus(model: nn.Module, input_shape: tuple[int, ...]) -> nn.Module:
-    """Return the model with ReLU in place of ReLU6 and SiLU; itself where there are none."""
-    others = [site.name for site in activation_sites(model, input_shape) if site.kind != "relu"]
-    return replace_sites(model, {name: nn.ReLU() for name in others}, input_shape) if others else model
-
-
 def like(model: nn.Module) -> Tensor:
     """Return a tensor of the device and type of the model's parameters."""
     return next(model.parameters(), torch.empty(0))

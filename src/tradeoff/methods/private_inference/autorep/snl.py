@@ -17,14 +17,14 @@ from torch.nn import functional
 
 from tradeoff.nn.checkpoint import claim_folder, weights_digest
 from tradeoff.nn.fit import Callback, FitConfig, FitState, History, Indexable, fit
-from tradeoff.nn.losses import distillation
+from tradeoff.nn.losses import distillation, frozen_copy
 from tradeoff.nn.polynomial import check_site_shape, gated_relu
 from tradeoff.nn.selection import top_k
 from tradeoff.nn.surgery import activation_sites, replace_sites
 
 from .replacement import NoReLUSites
 from .site import ReplacementConfig
-from .training import AutoReP, check_budget, frozen_copy
+from .training import AutoReP, check_budget
 
 
 class SoftReLU(nn.Module):

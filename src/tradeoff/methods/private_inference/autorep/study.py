@@ -1,7 +1,5 @@
 """The study: AutoReP beside other ways to spend as many ReLUs, with real two-party inferences."""
 
-import json
-import statistics
 import time
 import warnings
 from functools import lru_cache
@@ -14,16 +12,17 @@ from pydantic import Field
 from torch import nn
 
 from tradeoff.core import Card, Context, Method, Metric, Outcome, Recipe, Trial, counted, measured
-from tradeoff.core.context import Progress
 from tradeoff.data.images import ImageData, check_name, load
+from tradeoff.data.trained import Advance, trained_base
 from tradeoff.engines import two_party
-from tradeoff.nn.fit import Callback, FitConfig, FitState, evaluate, fit
-from tradeoff.nn.models import ARCHITECTURES, build, load_weights, save_weights
+from tradeoff.engines.two_party.metrics import measured_metrics, predicted_metrics
+from tradeoff.nn.compressed import save_compressed
+from tradeoff.nn.fit import FitConfig, evaluate
+from tradeoff.nn.models import ARCHITECTURES
 
 from .baselines import layerwise_positions, random_positions
 from .claims import CLAIMS
-from .files import save_compressed
-from .replacement import relu_count, with_relus
+from .replacement import relu_count
 from .site import ReplacementConfig
 from .snl import SelectiveLinearization
 from .training import AutoReP
@@ -142,36 +141,7 @@ def _load(name: str) -> ImageData:
 
 def _base(recipe: AutoRepRecipe, data: ImageData, seed: int, context: Context) -> tuple[nn.Module, float]:
     """The seed's network with all its ReLUs, trained once for all variants, and how long that took."""
-    config = recipe.base.model_copy(update={"seed": 3 * seed})
-    torch.manual_seed(seed)
-    network = with_relus(build(recipe.arch, data.num_classes, data.input_shape), data.input_shape)
-    network.to(context.device)
-
-    def train(folder: Path) -> None:
-        started = time.perf_counter()
-        with context.progress(None, "training the network with all ReLUs") as bar:
-            checkpoint = context.work / "base.safetensors"
-            fit(
-                network, data.train, data.validation, config, callbacks=[_Advance(bar)], checkpoint=checkpoint
-            )
-        save_weights(network, folder / "model.safetensors")
-        (folder / "seconds.json").write_text(json.dumps(time.perf_counter() - started))
-
-    key = {"base": recipe.arch, "data": recipe.data, "fit": config.model_dump(mode="json"), "seed": seed}
-    folder = context.cache(key, train)
-    load_weights(network, folder / "model.safetensors")
-    seconds: float = json.loads((folder / "seconds.json").read_text())
-    return network.eval(), seconds
-
-
-class _Advance(Callback):
-    """Moves a progress bar with the steps of a training."""
-
-    def __init__(self, bar: Progress) -> None:
-        self.bar = bar
-
-    def on_step_end(self, state: FitState) -> None:
-        self.bar.advance()
+    return trained_base(recipe.arch, recipe.data, data, recipe.base, seed, context)
 
 
 def _compress(
@@ -194,7 +164,7 @@ def _compress(
             finetuning,
             score_learning_rate=recipe.score_learning_rate,
             checkpoint=context.work / "checkpoint",
-            callbacks=[_Advance(bar)],
+            callbacks=[Advance(bar)],
         )
     flips = method.excess_flips() if isinstance(method, AutoReP) and learned else None
     return method.finalize(), flips
@@ -239,40 +209,9 @@ def _private_inference(
     calibration = data.train[torch.arange(min(64, len(data.train)))][0].numpy()
     program = two_party.compile(network.cpu(), data.input_shape, calibration=calibration)
     if trial.variant not in settings.variants or not settings.links:
-        total = two_party.cost(program, len(images)).total
-        return {
-            "online_bytes": counted(total.sent + total.received),
-            "offline_bytes": counted(total.offline),
-            "rounds": counted(total.rounds),
-        }
+        return predicted_metrics(program, len(images))
     metrics: dict[str, Metric] = {}
     for link in settings.links:
         with context.progress(settings.repeats, f"two parties over {link}") as bar:
-            metrics |= _two_party_run(program, images, link, settings.repeats, bar)
+            metrics |= measured_metrics(program, images, link, settings.repeats, bar.advance)
     return metrics
-
-
-def _two_party_run(
-    program: two_party.Program, images: Any, link: str, repeats: int, bar: Progress
-) -> dict[str, Metric]:
-    """One batch between two processes and a dealer; the clock starts when correlated randomness is there."""
-    seconds, offline_seconds = [], []
-    with two_party.Session.local(net=link) as session:
-        for _ in range(repeats):
-            offline_seconds.append(session.prepare(program, len(images)))
-            started = time.perf_counter()
-            logits = session.infer(program, images)
-            seconds.append(time.perf_counter() - started)
-            bar.advance()
-        total = session.report().total
-    agreement = two_party.agreement(program, images, logits)
-    return {
-        f"latency_{link}": measured(statistics.median(seconds)),
-        "offline_seconds": measured(statistics.median(offline_seconds)),
-        "online_bytes": measured(total.sent + total.received),
-        "offline_bytes": counted(two_party.cost(program, len(images)).total.offline),
-        "rounds": measured(total.rounds),
-        "logit_error_max": measured(agreement.largest),
-        "logit_error_mean": measured(agreement.mean),
-        "label_agreement": measured(agreement.labels),
-    }

@@ -1,6 +1,5 @@
 """The training of AutoReP: weights, polynomials and scores together, under a budget of ReLUs."""
 
-import copy
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,8 +13,8 @@ from tradeoff.core.errors import TradeoffError
 from tradeoff.nn.checkpoint import claim_folder, weights_digest
 from tradeoff.nn.fit import Callback, FitConfig, FitState, History, Indexable, fit
 from tradeoff.nn.keep_best import KeepBest
-from tradeoff.nn.losses import distillation, over_budget
-from tradeoff.nn.polynomial import PolynomialDivergence
+from tradeoff.nn.losses import distillation, frozen_copy, over_budget
+from tradeoff.nn.polynomial import locate_divergence
 
 from .replacement import (
     SiteCount,
@@ -225,7 +224,7 @@ class AutoReP:
         if any(site.selecting for site in sites(self.network).values()):
             total = total + self.penalty * over_budget(density(self.network), self.budget / self.total)
         if not torch.isfinite(total):
-            raise locate_divergence(self.network, inputs)
+            raise locate_divergence(self.network, inputs, (ReplaceableReLU,), "quad_scale or clip_c2")
         return total
 
     def project(self) -> int:
@@ -271,38 +270,8 @@ def check_budget(budget: int) -> int:
     return budget
 
 
-def frozen_copy(model: nn.Module) -> nn.Module:
-    """Return a copy in evaluation mode without gradients, to distill from."""
-    return copy.deepcopy(model).eval().requires_grad_(False)
-
-
 def _one_epoch_more(config: FitConfig) -> FitConfig:
     return config.model_copy(update={"epochs": 1, "steps": None, "learning_rate": config.learning_rate / 10})
-
-
-@torch.no_grad()
-def locate_divergence(model: nn.Module, inputs: Tensor) -> PolynomialDivergence:
-    """Return the error that names the first activation whose output is not finite for ``inputs``."""
-    found: list[PolynomialDivergence] = []
-
-    def inspect(site: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        assert isinstance(site, ReplaceableReLU)
-        broken = ~torch.isfinite(output.transpose(0, 1).flatten(1)).all(1)
-        if not found and bool(broken.any()):
-            channel = int(torch.nonzero(broken)[0])
-            coefficients = site.effective_coefficients()
-            c2 = float(coefficients[2, channel]) if len(coefficients) > 2 else 0.0
-            found.append(PolynomialDivergence(site.site, channel, float(site.statistics.std[channel]), c2))
-
-    handles = [site.register_forward_hook(inspect) for site in sites(model).values()]
-    training = model.training
-    try:
-        model.eval()(inputs)
-    finally:
-        model.train(training)
-        for handle in handles:
-            handle.remove()
-    return found[0] if found else PolynomialDivergence("the outputs", 0, float("nan"), float("nan"))
 
 
 class _Record(Callback):

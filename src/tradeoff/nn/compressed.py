@@ -1,4 +1,4 @@
-"""A compressed network as a folder: weights, what became of each activation, and the plan for engines."""
+"""A compressed network as a folder: weights, what became of each activation and max pooling, and the plan."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,7 +12,7 @@ from tradeoff.core.files import read_json
 from tradeoff.nn import plan
 from tradeoff.nn.models import ArchMismatch, build, load_weights, save_weights
 from tradeoff.nn.polynomial import MaskedReLU, Polynomial
-from tradeoff.nn.surgery import Site, activation_sites, replace_sites
+from tradeoff.nn.surgery import PoolingSite, Site, activation_sites, pooling_sites, replace_sites
 
 WEIGHTS, CONFIG, PLAN = "model.safetensors", "config.json", "plan.safetensors"
 Side = Annotated[int, pydantic.Field(ge=1, le=4096)]
@@ -49,16 +49,25 @@ class Activation(pydantic.BaseModel):
         return nn.Identity() if self.kind == "identity" else nn.ReLU()
 
 
+Pooling = Literal["max", "average"]
+
+
+def average_pool(site: PoolingSite) -> nn.AvgPool2d:
+    """The average pooling of a site's window."""
+    return nn.AvgPool2d(site.kernel, site.stride, site.padding)
+
+
 class CompressedConfig(pydantic.BaseModel):
     """Everything but the weights that :func:`load_compressed` needs."""
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
 
-    format: Literal["tradeoff-autorep-1"] = "tradeoff-autorep-1"
+    format: Literal["tradeoff-compressed-1"] = "tradeoff-compressed-1"
     arch: str
     num_classes: int = pydantic.Field(ge=2, le=1_000_000)
     input_shape: tuple[Side, Side, Side]
     activations: dict[str, Activation]
+    poolings: dict[str, Pooling] = {}
 
 
 def save_compressed(
@@ -68,14 +77,26 @@ def save_compressed(
 
     Args:
         folder: gets ``model.safetensors``, ``config.json`` and ``plan.safetensors``.
-        network: of :func:`finalize`.
+        network: of plain modules, with ``ReLU``, ``Identity``, ``Polynomial`` or ``MaskedReLU`` at its
+            activation sites, and max or average pooling at its pooling sites.
         arch: of :data:`tradeoff.nn.models.ARCHITECTURES` that the network was made from.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    sites = activation_sites(build(arch, num_classes, input_shape), input_shape)
-    activations = {site.name: Activation.of(network.get_submodule(site.name)) for site in sites}
+    original = build(arch, num_classes, input_shape)
+    activations = {
+        site.name: Activation.of(network.get_submodule(site.name))
+        for site in activation_sites(original, input_shape)
+    }
+    poolings: dict[str, Pooling] = {
+        site.name: "average" if isinstance(network.get_submodule(site.name), nn.AvgPool2d) else "max"
+        for site in pooling_sites(original, input_shape)
+    }
     config = CompressedConfig(
-        arch=arch, num_classes=num_classes, input_shape=input_shape, activations=activations
+        arch=arch,
+        num_classes=num_classes,
+        input_shape=input_shape,
+        activations=activations,
+        poolings=poolings,
     )
     save_weights(network, folder / WEIGHTS)
     (folder / CONFIG).write_text(config.model_dump_json(indent=2) + "\n")
@@ -101,6 +122,12 @@ def load_compressed(folder: Path) -> nn.Module:
         different = sorted(sites.keys() ^ config.activations.keys())
         raise ArchMismatch(f"{folder / CONFIG}: not the activations of {config.arch}: {', '.join(different)}")
     modules = {name: config.activations[name].module(site) for name, site in sites.items()}
+    pools = {site.name: site for site in pooling_sites(network, config.input_shape)}
+    if not config.poolings.keys() <= pools.keys():
+        different = sorted(config.poolings.keys() - pools.keys())
+        raise ArchMismatch(f"{folder / CONFIG}: not the poolings of {config.arch}: {', '.join(different)}")
+    averages = [name for name, kind in config.poolings.items() if kind == "average"]
+    modules |= {name: average_pool(pools[name]) for name in averages}
     replaced = replace_sites(network, modules, config.input_shape)
     load_weights(replaced, folder / WEIGHTS)
     return replaced.eval()
