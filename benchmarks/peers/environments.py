@@ -93,3 +93,4 @@ DGL = Environment(
     alone=("dgl==2.1.0", "torchdata==0.7.1"),
     stands_on_this=True,
 )
+AIHWKIT = Environment("aihwkit-lightning-2.1.0", (), alone=("aihwkit-lightning==2.1.0",), stands_on_this=True)

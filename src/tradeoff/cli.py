@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tradeoff.core.executors import Executor
     from tradeoff.core.registry import Entry
     from tradeoff.core.study import Study
+    from tradeoff.data.workloads import Workload
     from tradeoff.nn.graphs import Adjacency
 
 _LONG_RUN_MINUTES = 3.0
@@ -261,7 +262,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             app(
                 args=[word for word in words if word != "--debug"],
                 prog_name="tradeoff",
-                obj={"load_graph": _load_graph},
+                obj={"load_graph": _load_graph, "load_workload": _load_workload},
             )
     except Exception as error:
         if debug:
@@ -280,6 +281,13 @@ def _load_graph(text: str, seed: int) -> "Adjacency":
     from tradeoff.data.graphs import load_structure
 
     return load_structure(text, seed=seed)
+
+
+def _load_workload(model: str, task: str, weights: Path | None, seed: int) -> "Workload":
+    """A trained network and its task by name, for the verbs of engines that run networks."""
+    from tradeoff.data.workloads import load_workload
+
+    return load_workload(model, task, weights, seed)
 
 
 def _show_warning(

@@ -170,11 +170,11 @@ def test_any_text_is_read_or_refused(text, position):
 
 
 def test_stored_graphs_are_dated_and_checked(tmp_path, monkeypatch):
-    monkeypatch.setattr(debian, "_available", lambda: LIST.splitlines())
+    monkeypatch.setattr(debian, "available_packages", lambda: LIST.splitlines())
     monkeypatch.setattr(debian, "_list_date", lambda: "2026-01-02")
     data = graphs.load("debian")
     assert (data.num_nodes, data.graph.nnz) == (10, 14)
-    monkeypatch.setattr(debian, "_available", lambda: pytest.fail("built twice"))
+    monkeypatch.setattr(debian, "available_packages", lambda: pytest.fail("built twice"))
     assert torch.equal(graphs.load("debian").x, data.x)
     (stored,) = debian.cache_folder("debian").glob("packages-2026-01-02-*.npz")
     (tmp_path / "debian").mkdir()

@@ -42,7 +42,7 @@ TREES = {
     "chain": tree(product(1, 1, 1)),
     "sparse": tree([(0,), (1,), (2,), (0, 0), (0, 1), (1, 0), (0, 0, 0), (0, 1, 0)]),
     "cartesian": tree(product(2, 2, 2)),
-    "large": tree([*product(4, 3, 2), *[(0, 0, 0, rank) for rank in range(2)], *product(4, 3, 3)[40:61]]),
+    "large": tree(product(3, 4, 4)),  # 63 nodes
 }
 
 

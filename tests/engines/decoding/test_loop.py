@@ -121,6 +121,18 @@ def test_processors_see_the_path_of_every_node(rule: Sample | None) -> None:
         assert out.steps < 39
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda ids, scores: scores[:, :3], r"gave \(1, 3\); expected \(1, 512\)"),
+        (lambda ids, scores: None, "gave None"),
+    ],
+)
+def test_processors_that_give_no_scores(wrong, message: str) -> None:
+    with pytest.raises(InvalidRequest, match=message):
+        generate(MODEL, PROMPT, 4, processors=[wrong])
+
+
 def test_processors_that_leave_nothing() -> None:
     with pytest.raises(NonFiniteLogits, match="leave no token behind"):
         generate(MODEL, PROMPT, 4, processors=[lambda ids, scores: scores - torch.inf])
@@ -197,11 +209,20 @@ def test_drafts_without_nodes_are_plain_steps() -> None:
         (torch.ones(1, 3, dtype=torch.int64), 4, "in one dimension"),
         ([1] * 200, 57, "prompt 0 of 200 tokens and 57 new ones exceed the model's context of 256"),
         ([1], 0, "max_new_tokens is 0"),
+        ([1], 2.5, "max_new_tokens is 2.5"),
     ],
 )
 def test_requests_that_cannot_start(prompt, wanted: int, message: str) -> None:
     with pytest.raises(InvalidRequest, match=message):
         generate(MODEL, prompt, wanted)
+
+
+def test_seeds_and_lookups_out_of_range() -> None:
+    with pytest.raises(InvalidRequest, match="the seed is -1"):
+        generate(MODEL, PROMPT, 4, seed=-1)
+    for wrong in ({"nodes": -1}, {"longest": 0}):
+        with pytest.raises(InvalidDraft, match="guesses behind"):
+            PromptLookup(**wrong)
 
 
 def test_no_prompts_and_models_in_training() -> None:

@@ -261,6 +261,8 @@ def test_a_plan_of_files_without_weights_round_trips(files):
         ("batch_tokens: 32768", "tuned: {}", "unknown key 'tuned'"),
         ("model:", "modl:", "unknown key 'modl'"),
         ("dim: 4096", "dim: wide", "dim is 'wide'"),
+        ("dim: 4096", "dim: 1048576000000", "no tensor can be as large"),
+        ("dim: 4096", "rope_scaling: {type: yarn}, dim: 4096", "it is a RopeScaling"),
     ],
 )
 def test_target_files_that_are_wrong(files, old, new, message):

@@ -174,7 +174,10 @@ def split_weights(dense: Decoder, mixture: Decoder, experts: int) -> None:
 @pytest.mark.parametrize("experts", [2, 4, 8])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-4)])
 def test_a_dense_layer_cut_into_experts_trains_like_the_dense_layer(experts, dtype, tolerance):
-    """Bridge I: with equal gates, frozen, and the same weights, outputs and 20 steps are the same."""
+    """Bridge I: with equal gates, frozen, and the same weights, outputs and 20 steps are the same.
+
+    In float32 to 1e-5 at first; steps of Adam along tiny gradients make 2e-5 of that in the end.
+    """
     common = {"dim": 32, "heads": 4, "layers": 2, "hidden": 128, "tie_embeddings": False}
     dense = Decoder(DecoderConfig(**common)).to(dtype)
     cut = Decoder(DecoderConfig(**common, ffn=MoEConfig(experts, experts, 128 // experts))).to(dtype)
@@ -190,7 +193,7 @@ def test_a_dense_layer_cut_into_experts_trains_like_the_dense_layer(experts, dty
             parameter.requires_grad_(False)
     optimizers = [torch.optim.AdamW(each) for each in groups]
     ids = torch.randint(256, (21, 2, 12), generator=torch.Generator().manual_seed(1))
-    assert torch.allclose(dense(ids[0]), cut(ids[0]), rtol=0, atol=tolerance)
+    assert torch.allclose(dense(ids[0]), cut(ids[0]), rtol=0, atol=tolerance / 10)
     for batch in ids[1:]:
         for model, optimizer in zip((dense, cut), optimizers, strict=True):
             optimizer.zero_grad()
@@ -266,14 +269,21 @@ def test_gates_of_varying_sets_and_bad_ones():
     assert torch.allclose(normalized_gates(gates, active=2.5).sum(-1), torch.tensor([2.5, 2.5]))
     assert torch.allclose(normalized_gates(gates).sum(-1), torch.tensor([2.0, 3.0]))
     assert torch.allclose(normalized_gates(gates, 2.5, "rms").square().sum(-1), torch.tensor([2.5, 2.5]))
-    for bad, message in (([[0.5, -0.1]], "a gate is -0.1"), ([[0.0, 0.0]], "passes no expert")):
+    for bad, message in (
+        ([[0.5, -0.1]], "a gate is -0.1"),
+        ([[0.5, math.nan]], "a gate is nan"),
+        ([[0.0, 0.0]], "passes no expert"),
+    ):
         with pytest.raises(TransferError, match=message):
             normalized_gates(torch.tensor(bad))
 
 
-@pytest.mark.parametrize("router", ["top_k", "sigmoid"])
-def test_a_parametrized_mixture_has_gates_of_mean_one(router):
-    model = Decoder(DecoderConfig(dim=64, heads=4, hidden=256, ffn=MoEConfig(8, 4, 64, router=router)))
+@pytest.mark.parametrize("router", ["top_k", "sigmoid", "top_p", "dtop_p"])
+@pytest.mark.parametrize("shared", [0, 1])
+def test_a_parametrized_mixture_has_gates_of_mean_one(router, shared):
+    """Of the active experts; of top-p, of the number that is aimed at. Shared ones have gate 1 anyway."""
+    mixture = MoEConfig(8, 4, 64, router=router, shared=shared)
+    model = Decoder(DecoderConfig(dim=64, heads=4, hidden=256, ffn=mixture))
     parametrize(model, Base(Decoder(DecoderConfig(dim=64, heads=4, hidden=256)), tuned(), 1000, 100_000))
     layer = model.moe_layers[0]
     routing = layer.router(torch.randn(50, 64))

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from tradeoff.methods.language_models.complete_mue import TransferError
+from tradeoff.methods.language_models.complete_mue import TransferError, report
 from tradeoff.methods.language_models.complete_mue.coordinates import coordinate_check, residual_stream
 from tradeoff.methods.language_models.complete_mue.layouts import Layout
 from tradeoff.methods.language_models.complete_mue.training import (
@@ -157,6 +157,38 @@ def test_a_sweep_goes_outwards_until_the_best_is_between_worse_ones(start):
     assert set(sweep(lambda e: parabola(-6.7, e), start, margin=3, furthest=9).runs) >= set(range(-10, -3))
 
 
+@pytest.mark.parametrize(
+    ("targets", "names", "message"),
+    [
+        (["w32", "w33"], ["standard"], "width 33 of layout w33"),
+        (["b0.01"], ["standard"], r"b0\.01 has no sequence in a step"),
+        (["wide"], ["standard"], "'wide' of layout"),
+        (["e8k16"], ["standard"], "16 active of 8 experts"),
+        ([], ["standard"], "no target"),
+        (["w32"], ["mup"], "no parametrization 'mup'"),
+        (["w32"], [], "no parametrization ''"),
+    ],
+)
+def test_sweeps_that_cannot_end_are_refused_before_the_base_is_trained(targets, names, message, monkeypatch):
+    monkeypatch.setattr(report, "train", lambda *_: pytest.fail("trained"))
+    with pytest.raises(ValueError, match=message):
+        report.sweep_table(SETUP, targets, names, -6, 0, "cpu", lambda line: None)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "name", "message"),
+    [
+        ({"w": ["64"], "d": []}, "standard", "two sizes or more"),
+        ({"w": ["64", "x"]}, "standard", "'wx'"),
+        ({"w": ["64", "70"]}, "standard", "width 70"),
+        ({"w": ["64", "128"]}, "mup", "no parametrization 'mup'"),
+    ],
+)
+def test_coordinate_checks_that_say_nothing_are_refused(sizes, name, message):
+    with pytest.raises(TransferError, match=message):
+        report.coordinate_table(SETUP, sizes, [name], 2.0**-6, 1)
+
+
 def test_a_sweep_at_the_edge_and_one_that_always_diverges():
     edge = sweep(lambda e: parabola(-20, e), -6, furthest=3)
     assert edge.best == edge.optimum == -9
@@ -184,7 +216,8 @@ def test_layouts():
     assert Layout("e8k2").dense.text == "base"
     for text, message in (
         ("", "'' of layout ''"), ("w", "'w' of layout"), ("x3", "none of w128"),
-        ("w1-w2", "gives the width twice"), ("e8", "'e8'"), ("base-w2", "'base'"),
+        ("w1-w2", "gives the width twice"), ("e8", "'e8'"), ("base-w2", "'base'"), ("w0", "a width of 0"),
+        ("b0.0", "a batch of 0"),
     ):  # fmt: skip
         with pytest.raises(TransferError, match=message):
             Layout(text)

@@ -129,6 +129,7 @@ def test_half_types_do_not_round_the_state():
     [
         ({"proportional": -1.0}, "proportional gain is -1.0"),
         ({"integral": float("nan")}, "integral gain is nan"),
+        ({"proportional": float("inf")}, "proportional gain is inf"),
         ({"first_threshold": 0.0}, "first threshold is 0.0"),
         ({"first_threshold": 1.1}, "first threshold is 1.1"),
         ({"beta": 1.0}, "beta is 1.0"),

@@ -222,6 +222,7 @@ def test_the_command_prints_a_row_for_each_router(tradeoff, tmp_path):
     assert "MFLOP/token" in done.stdout
     rows = [line.split()[0] for line in done.stdout.splitlines() if line.strip()]
     assert rows[-2:] == ["topk", "dtop_p"]
-    bad = tradeoff("dtop-p", "train", "--router", "hash", cwd=tmp_path)
-    assert bad.returncode == 2
-    assert "no router 'hash'" in bad.stderr
+    for router, said in (("hash", "no router 'hash'"), (",", "one or more routers")):
+        bad = tradeoff("dtop-p", "train", "--router", router, cwd=tmp_path)
+        assert bad.returncode == 2
+        assert said in bad.stderr

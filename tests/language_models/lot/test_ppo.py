@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from tradeoff.methods.language_models.lot import InvalidSetting
 from tradeoff.methods.language_models.lot.ppo import (
     PPO,
     Agent,
@@ -111,8 +112,10 @@ def test_ppo_learns() -> None:
 
 
 def test_other_environments_are_refused() -> None:
-    with pytest.raises(ValueError, match="discrete actions, a vector"):
+    with pytest.raises(InvalidSetting, match="discrete actions, a vector"):
         PPO("Pendulum-v1", SMALL)
+    with pytest.raises(InvalidSetting, match="gymnasium cannot make Nowhere-v1"):
+        PPO("Nowhere-v1", SMALL)
 
 
 def test_no_episode_no_return() -> None:

@@ -90,6 +90,21 @@ def test_imitability_and_gradient_are_those_of_the_definition(
         torch.testing.assert_close(gradient, temperature * (soft[0] - soft[1]) / rows)
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"temperature": 0.0}, "temperature is 0"),
+        ({"temperature": torch.nan}, "nan"),
+        ({"metric": "js"}, "'js'"),
+    ],
+)
+def test_imitability_that_means_nothing(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(InvalidSetting, match=said):
+        imitability(torch.zeros(2, 3), torch.zeros(2, 3), **options)
+    with pytest.raises(InvalidSetting, match=r"\(2, 3\) and \(2, 4\)"):
+        imitability(torch.zeros(2, 3), torch.zeros(2, 4))
+
+
 def test_tokens_count_as_rows_and_half_precision_is_widened() -> None:
     trained, reference = torch.randn(2, 2, 5, 7).unbind()
     flat = imitability(trained.flatten(0, 1), reference.flatten(0, 1))

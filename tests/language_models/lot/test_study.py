@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from tradeoff.cli import main
 from tradeoff.core import Outcome, Outcomes, Trial, Verdict, measured
 from tradeoff.core.errors import DataError, MissingOutcome, RecipeError
-from tradeoff.methods.language_models.lot import claims
+from tradeoff.methods.language_models.lot import claims, comparison
 from tradeoff.methods.language_models.lot.comparison import compare_training, is_policy
 from tradeoff.methods.language_models.lot.experiment import Curve, LoTSettings, Point
 from tradeoff.methods.language_models.lot.study import LoTStudy
@@ -211,6 +211,21 @@ def test_policies_are_told_by_their_version(capsys: pytest.CaptureFixture[str]) 
     pytest.importorskip("gymnasium")
     tradeoff(*["lot", "train", "--task", "CartPole-v1", "--steps", "600", "--seeds", "1", "--alpha", "0.5"])
     assert "return of an episode" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"), [("--out file", "cannot write to file"), ("--device tpu9", "'tpu9' cannot be used")]
+)
+def test_what_cannot_end_well_is_refused_before_the_training(
+    words: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(comparison, "run_variant", lambda *_, **__: pytest.fail("trained"))
+    Path("file").touch()
+    with pytest.raises(SystemExit) as caught:
+        main(["lot", "train", "--task", "digits", *words.split()])
+    assert caught.value.code == 2
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("alpha", ["half", "-1", ""])

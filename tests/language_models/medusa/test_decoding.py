@@ -15,6 +15,7 @@ from tradeoff.engines.decoding import (
     Sample,
     Typical,
     generate,
+    generate_batch,
 )
 from tradeoff.methods.language_models.medusa import (
     Distilled,
@@ -36,7 +37,7 @@ from tradeoff.methods.language_models.medusa import (
 )
 from tradeoff.methods.language_models.medusa.prompts import KINDS, encode_prompts, make_prompts
 from tradeoff.methods.language_models.medusa.tree import grow, joint_score, replay
-from tradeoff.nn.decoder import Decoder
+from tradeoff.nn.decoder import Decoder, DecoderConfig
 from tradeoff.nn.decoder.loading import from_pretrained
 
 TREES = {
@@ -75,6 +76,30 @@ def test_greedy_text_is_the_plain_loops(model: Decoder, data: Distilled, tree: s
         assert ours.ids == plain.ids
         several += plain.steps - ours.steps
     assert several > 30 if kind == "trained" else several >= 0
+
+
+@pytest.fixture(scope="module")
+def larger() -> tuple[Decoder, Distilled, list[list[int]]]:
+    """A decoder over 512 tokens, what it wrote behind 20 prompts, and its plain text of 64 tokens."""
+    config = DecoderConfig(vocab=512, dim=64, layers=2, heads=4, max_len=128, init_std=0.3)
+    model = Decoder(config, torch.Generator().manual_seed(0)).eval()
+    generator = torch.Generator().manual_seed(1)
+    prompts = [torch.randint(512, (1 + i,), generator=generator).tolist() for i in range(20)]
+    data = self_distill(model, prompts, 64)
+    model.kernels = NativeKernels()
+    return model, data, [out.ids for out in generate_batch(model, prompts, 64)]
+
+
+@pytest.mark.parametrize("tree", TREES)
+@pytest.mark.parametrize("kind", ["trained", "as they start"])
+def test_twenty_texts_are_the_plain_loops(
+    larger: tuple[Decoder, Distilled, list[list[int]]], tree: str, kind: str
+) -> None:
+    model, data, texts = larger
+    heads = trained(model, data, epochs=20) if kind == "trained" else MedusaHeads.from_backbone(model, 3)
+    outs = MedusaDecoder(model, heads, TREES[tree]).generate_batch(list(map(list, data.prompts)), 64)
+    assert [out.ids for out in outs] == texts
+    assert kind != "trained" or sum(out.steps for out in outs) < 0.7 * 20 * 63
 
 
 def test_rows_of_a_batch_are_the_rows_alone(model: Decoder, data: Distilled) -> None:

@@ -99,6 +99,8 @@ def test_exported_and_imported_heads_are_bit_identical(
     model: Decoder, tmp_path: Path, layout: str, shape: dict
 ) -> None:
     heads = shaken(MedusaHeads.from_backbone(model, **shape))
+    with pytest.raises(InvalidSetting, match="layouts are vllm, public, not 'onnx'"):
+        export_heads(heads, tmp_path, "onnx")  # type: ignore[arg-type]
     if layout == "public" and "draft_tokens" in shape:
         with pytest.raises(InvalidSetting, match="5 tokens"):
             export_heads(heads, tmp_path, "public")
@@ -154,6 +156,21 @@ def test_damaged_files_are_refused(model: Decoder, tmp_path: Path) -> None:
     file.write_bytes(b"cut")
     with pytest.raises(HeadsMismatch, match="cannot read"):
         MedusaHeads.load(tmp_path, model)
+
+
+@pytest.mark.parametrize("number", [10**9, 0, "two"])
+def test_numbers_of_a_strangers_file_are_not_believed(model: Decoder, tmp_path: Path, number: object) -> None:
+    """A billion heads would be made before their tensors are missed."""
+    heads = MedusaHeads.from_backbone(model, 2)
+    heads.save(tmp_path / "own")
+    export_heads(heads, tmp_path / "vllm")
+    for folder in ("own", "vllm"):
+        file = tmp_path / folder / "config.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), "num_heads": number}))
+    with pytest.raises((HeadsMismatch, InvalidSetting), match=f"{number}"):
+        MedusaHeads.load(tmp_path / "own", model)
+    with pytest.raises(HeadsMismatch, match=f"{number} heads of 1 blocks in a file of"):
+        import_heads(tmp_path / "vllm", model)
 
 
 def test_foreign_files_that_do_not_fit_are_refused(model: Decoder, tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ import pytest
 from typer.testing import CliRunner
 
 from tradeoff.core import Outcome, Outcomes, Trial, Verdict, measured
-from tradeoff.core.errors import RecipeError
-from tradeoff.methods.language_models.medusa import InvalidSetting
+from tradeoff.core.errors import DeviceError, RecipeError
+from tradeoff.methods.language_models.medusa import InvalidSetting, distillation, serving
 from tradeoff.methods.language_models.medusa.claims import (
     faster_than_plain,
     faster_than_transformers,
@@ -21,6 +21,7 @@ from tradeoff.methods.language_models.medusa.claims import (
 from tradeoff.methods.language_models.medusa.commands import app
 from tradeoff.methods.language_models.medusa.comparison import compare
 from tradeoff.methods.language_models.medusa.prompts import KINDS, ByteTokenizer, encode_prompts, make_prompts
+from tradeoff.methods.language_models.medusa.serving import serve
 from tradeoff.methods.language_models.medusa.study import MedusaStudy
 
 
@@ -177,6 +178,47 @@ def test_verbs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("heads/tree.json").write_text('{"paths": 3}')
     done = run(app, ["generate", "x", "--model", "random", "--heads", "heads"])
     assert "tree.json holds no tree" in str(done.exception)
+
+
+@pytest.mark.parametrize(
+    ("words", "error", "message"),
+    [
+        ("--out file", InvalidSetting, "cannot write to file"),
+        ("--out heads --export file", InvalidSetting, "cannot write to file"),
+        (
+            "--out heads --export there --layout public --draft-vocab 99",
+            InvalidSetting,
+            "not 99 tokens; use vllm",
+        ),
+        ("--out heads --data absent.txt", InvalidSetting, "cannot read prompts from absent.txt"),
+        ("--out heads --data bytes", InvalidSetting, "cannot read prompts from bytes: .*utf-8"),
+        ("--out heads --data file", InvalidSetting, "has 1 prompts"),
+        ("--out heads --new-tokens 999", InvalidSetting, "999 new ones exceed the model's context of 512"),
+        ("--out heads --device tpu9", DeviceError, "'tpu9' cannot be used"),
+    ],
+)
+def test_what_cannot_end_well_is_refused_before_the_model_writes(
+    words: str, error: type[Exception], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(distillation, "_continue", lambda *_: pytest.fail("the model wrote"))
+    Path("file").write_text("one prompt")
+    Path("bytes").write_bytes(b"\xff\xfe")
+    Path("prompts.txt").write_text("\n".join(f"prompt number {i}" for i in range(8)))
+    given = ["train", "--model", "random", "--data", "prompts.txt", *words.split()]
+    assert isinstance(CliRunner().invoke(app, given).exception, error)
+    with pytest.raises(error, match=message):
+        CliRunner().invoke(app, given, catch_exceptions=False)
+
+
+def test_a_text_that_ends_within_a_character_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    served = serve("random", None)
+    text = "ab \N{GREEK SMALL LETTER ALPHA}".encode()
+    monkeypatch.setattr(serving, "stream", lambda *_, **__: ([token] for token in text[:-1]))
+    parts = list(served.stream([1], 4))
+    assert parts == [(1, "a"), (1, "b"), (1, " "), (1, ""), (0, "\ufffd")]
+    monkeypatch.setattr(serving, "stream", lambda *_, **__: ([token] for token in text))
+    assert [part for _, part in served.stream([1], 5)] == ["a", "b", " ", "", "\N{GREEK SMALL LETTER ALPHA}"]
 
 
 def test_a_second_stage_keeps_the_new_model(tmp_path: Path) -> None:

@@ -154,6 +154,10 @@ def test_bad_prompts_are_refused(model: Decoder) -> None:
         self_distill(model, [])
     with pytest.raises(InvalidSetting, match="0 new tokens"):
         self_distill(model, [[1]], 0)
+    with pytest.raises(InvalidSetting, match="250 tokens and 8 new ones exceed the model's context of 256"):
+        self_distill(model, [[1], [1] * 250], 8)
+    with pytest.raises(InvalidSetting, match="1 groups for 2 prompts"):
+        self_distill(model, [[1], [2]], 4, groups=["a"])
 
 
 def test_cross_entropy_is_that_of_torch(model: Decoder) -> None:

@@ -50,7 +50,7 @@ def test_grown_trees_are_the_best_of_their_size(seed: int) -> None:
         order = grow(score, 6, depth=3, top=3)
         gains = [score(path) for path in order]
         assert gains == sorted(gains, reverse=True)
-        for size in range(1, 5):
+        for size in range(1, 7):
             assert sum(gains[:size]) == pytest.approx(best_by_trying(score, size))
             check_paths(order[:size], 3, 3)
 
@@ -123,6 +123,15 @@ def test_cost_lies_on_lines() -> None:
 
 
 @pytest.mark.parametrize(
+    ("rows", "ratio"),
+    [((), ()), ((2, 3), (1.0, 2.0)), ((1, 1), (1.0, 2.0)), ((1, 3), (1.0,)), ((1, 3), (1.0, float("nan")))],
+)
+def test_costs_that_say_nothing_are_refused(rows: tuple, ratio: tuple) -> None:
+    with pytest.raises(InvalidSetting, match="costs"):
+        StepCost(rows, ratio, 1.0)
+
+
+@pytest.mark.parametrize(
     ("paths", "message"),
     [
         ([(0,), (1, 0)], r"node \(1, 0\) is without its parent \(1,\)"),
@@ -131,6 +140,8 @@ def test_cost_lies_on_lines() -> None:
         ([(0,), (0, 0), (0, 0, 0)], r"node \(0, 0, 0\) has depth 3; there are 2 heads"),
         ([()], r"node \(\) has depth 0"),
         ([(0,), (0,)], r"node \(0,\) is there twice"),
+        ([0, 1], "a node is a path of ranks"),
+        ([(0.5,)], "a node is a path of ranks"),
     ],
 )
 def test_what_is_no_tree_is_refused(paths: list, message: str) -> None:

@@ -111,7 +111,7 @@ def test_times_have_counts_and_references() -> None:
 def test_contexts() -> None:
     assert parse_contexts(["16k", "4096", "1K"]) == [16384, 4096, 1024]
     for wrong in ("", "k", "0", "-4", "1.5k", "16m"):
-        with pytest.raises(ValueError, match="is no number of tokens"):
+        with pytest.raises(InvalidConfig, match="is no number of tokens"):
             parse_contexts([wrong])
 
 

@@ -1,5 +1,6 @@
 """Processes that share a model, and what becomes of them when one dies."""
 
+import json
 import threading
 import time
 from dataclasses import replace
@@ -11,7 +12,15 @@ import torch
 
 from tradeoff.methods.language_models.mlra import RankFailed, convert, run_ranks
 from tradeoff.methods.language_models.mlra.checkpoint import load, save
-from tradeoff.nn.decoder import CacheOverflow, CheckpointError, Decoder, DecoderConfig, InvalidConfig
+from tradeoff.nn.decoder import (
+    CacheOverflow,
+    CheckpointError,
+    Decoder,
+    DecoderConfig,
+    InvalidConfig,
+    MoEConfig,
+    RopeScaling,
+)
 
 SMALL = DecoderConfig(vocab=16, dim=16, layers=2, heads=8, hidden=48)
 
@@ -78,6 +87,18 @@ def test_checkpoints(tmp_path: Path) -> None:
     ids = torch.zeros(1, 3, dtype=torch.int64)
     with torch.no_grad():
         assert torch.equal(again(ids), model.eval()(ids))
+
+
+@pytest.mark.parametrize("change", [{"ffn": MoEConfig(4)}, {"rope_scaling": RopeScaling("llama3", 8.0)}])
+def test_nested_configurations_are_read_back(change: dict, tmp_path: Path) -> None:
+    model = Decoder(replace(convert(SMALL, "mlra4"), **change))
+    save(model, tmp_path)
+    assert load(tmp_path).config == model.config
+    stored = json.loads((tmp_path / "config.json").read_text())
+    stored[next(iter(change))]["size"] = 3
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    with pytest.raises(CheckpointError, match=r"config\.json: .*'size'"):
+        load(tmp_path)
 
 
 def test_a_checkpoint_of_another_variant_lists_its_tensors(tmp_path: Path) -> None:

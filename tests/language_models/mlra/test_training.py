@@ -1,17 +1,22 @@
 """Every variant learns; the study's claims say what its outcomes say."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from tradeoff.core import Outcome, Outcomes, Trial, counted, measured
-from tradeoff.core.errors import DataError, RecipeError
+from tradeoff.core.errors import DataError, DeviceError, RecipeError, UnknownName
 from tradeoff.data import text
+from tradeoff.methods.language_models.mlra import report
 from tradeoff.methods.language_models.mlra.claims import CLAIMS
+from tradeoff.methods.language_models.mlra.commands import app
 from tradeoff.methods.language_models.mlra.study import MLRA
 from tradeoff.methods.language_models.mlra.training import Setup, train
 from tradeoff.methods.language_models.mlra.variants import VARIANTS
+from tradeoff.nn.decoder import InvalidConfig
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +50,35 @@ def test_trainings_repeat(corpus: str) -> None:
 def test_absent_text() -> None:
     with pytest.raises(DataError, match="nowhere"):
         train(Setup(corpus="nowhere"), "mlra4")
+
+
+@pytest.mark.parametrize(
+    ("words", "error", "message"),
+    [
+        ("--variant mla,mlra5", UnknownName, "mlra5"),
+        ("--variant mla,mlra4 --kv-rank 6", InvalidConfig, "6 is no multiple of 4 latents"),
+        ("--out file", InvalidConfig, "cannot write to file"),
+        ("--device tpu9", DeviceError, "'tpu9'"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_the_first_training(
+    words: str, error: type[Exception], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(report, "train", lambda *_: pytest.fail("trained"))
+    Path("file").touch()
+    Path("text").write_text("any text " * 500)
+    with pytest.raises(error, match=message):
+        CliRunner().invoke(app, ["train", "--corpus", "text", *words.split()], catch_exceptions=False)
+
+
+@pytest.mark.parametrize(
+    "words", ["bench --variants ,", "bench --tp ,", "bench --context ,", "train --variant ,"]
+)
+def test_lists_without_an_entry(words: str) -> None:
+    done = CliRunner().invoke(app, words.split())
+    assert done.exit_code == 2
+    assert "write one or more with commas between" in done.output
 
 
 def outcomes(

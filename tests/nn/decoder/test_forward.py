@@ -1,6 +1,7 @@
 """The forward pass against itself: in pieces, as a tree, padded; and against slow formulas."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from tradeoff.nn.decoder import (
     KVCache,
     MoEConfig,
     Padded,
+    RopeScaling,
     Tree,
 )
 
@@ -254,11 +256,20 @@ def test_seeded(name: str) -> None:
         ({"ffn": "relu"}, "'relu'"),
         ({"bias": "all"}, "'all'"),
         ({"norm_eps": 0.0}, "must be positive"),
+        ({"rope_scaling": {"type": "linear"}}, "it is a RopeScaling"),
+        ({"attn_scale": float("nan")}, "attn_scale is nan"),
+        ({"residual_multiplier": float("inf")}, "residual_multiplier is inf"),
     ],
 )
 def test_bad_configs(change: dict, words: str) -> None:
     with pytest.raises(InvalidConfig, match=words):
         replace(BASE, **change)
+
+
+@pytest.mark.parametrize(("kind", "factor"), [("yarn", 2.0), ("linear", 0.0), ("llama3", float("nan"))])
+def test_bad_rotary_scalings(kind: Any, factor: float) -> None:
+    with pytest.raises(InvalidConfig, match="rotary scaling is"):
+        RopeScaling(kind, factor)
 
 
 def test_unknown_fields() -> None:
@@ -282,6 +293,10 @@ def test_bad_input() -> None:
         model(tokens(2, 4), mask=torch.ones(4, 4))
     with pytest.raises(InvalidInput, match="expected"):
         model(tokens(2, 4)[0])
+    with pytest.raises(InvalidInput, match=r"ids are of torch.float32; expected int64"):
+        model(torch.zeros(1, 4))
+    with pytest.raises(InvalidInput, match="the mask is 'causal'"):
+        model(tokens(2, 4), mask="causal")
 
 
 def test_bad_caches() -> None:
@@ -417,6 +432,9 @@ def test_cache_errors_and_bytes() -> None:
         lambda: cache.select([0]),
         lambda: cache.select([[], [], []]),
         lambda: cache.batch_select([2]),
+        lambda: cache.fork(0),
+        lambda: cache.bytes_per_token(tp=0),
+        lambda: Decoder(BASE).new_cache(max_len=0),
         lambda: KVCache(1, 0, 1, SHAPES),
     ):
         with pytest.raises(CacheError):

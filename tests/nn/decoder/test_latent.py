@@ -123,11 +123,16 @@ def test_mlra4_with_values_of_one_quarter_is_half_of_gla4() -> None:
     torch.testing.assert_close(before_output(mlra), before_output(gla) / 2, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("dim", [32, 256])
+@pytest.mark.parametrize(
+    ("dim", "q_rank", "rank"), [(32, 8, 64), (256, 64, 64), (128, 96, 128), (64, 64, 32)]
+)
+@pytest.mark.parametrize("variant", VARIANTS)
 @torch.no_grad()
-def test_scales_keep_the_variance_of_a_full_width_input(dim: int) -> None:
+def test_scales_keep_the_variance_of_a_full_width_input(
+    variant: str, dim: int, q_rank: int, rank: int
+) -> None:
     config = DecoderConfig(
-        dim=dim, heads=16, attention="mlra4", q_rank=dim // 4, kv_rank=64, nope_dim=32, rope_dim=4
+        dim=dim, heads=16, attention=variant, q_rank=q_rank, kv_rank=rank, nope_dim=32, rope_dim=4
     )
     torch.manual_seed(0)
     layer = Decoder(replace(config, layers=1)).blocks[0].attention
@@ -139,7 +144,7 @@ def test_scales_keep_the_variance_of_a_full_width_input(dim: int) -> None:
     assert float(query.var() / unit) == pytest.approx(1, abs=0.05)
     for latent in made.unbind(1):
         assert float(latent.var() / unit) == pytest.approx(1, abs=0.05)
-    values = made.unflatten(-1, (16, -1))[..., 32:].transpose(2, 3)
+    values = made.unflatten(-1, (16 // layer.shares, -1))[..., 32:].transpose(2, 3).contiguous()
     joined = layer.join(values)
     assert float(joined.var() / values.var()) == pytest.approx(1, abs=0.1)
 

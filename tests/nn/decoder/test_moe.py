@@ -124,6 +124,16 @@ def test_normalized_logits_do_not_know_scale_or_shift() -> None:
     assert torch.autograd.gradcheck(weight, torch.tensor(0.7, dtype=torch.float64, requires_grad=True))
 
 
+@pytest.mark.parametrize("experts", [1, 6])
+def test_equal_logits_have_gradients(experts: int) -> None:
+    """As behind a router that starts at zero: the root of their variance has none."""
+    layer, x = make(replace(BASE, experts=experts, active=1, router="dtop_p"))
+    with torch.no_grad():
+        layer.router.weight.zero_()
+    layer(x).pow(2).sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in layer.parameters())
+
+
 def test_expert_choice_fills_every_expert() -> None:
     layer, x = make(replace(BASE, router="expert_choice"))
     layer(x)
@@ -232,6 +242,10 @@ def test_bfloat16_routes_in_float32() -> None:
         ({"hidden": 0}, "width 0"),
         ({"dispatch": "sorted"}, "'sorted'"),
         ({"balance": -1.0}, "must not be negative"),
+        ({"gate_scale": float("nan")}, "gate_scale is nan"),
+        ({"router": None}, "router is None"),
+        ({"hidden": 2.5}, "width 2.5"),
+        ({"experts": 6.0}, "6.0 experts"),
     ],
 )
 def test_bad_configs(change: dict, words: str) -> None:

@@ -135,7 +135,7 @@ def build(folder: Path) -> Path:
     Raises:
         DataError: apt is not here or has no lists.
     """
-    packages = parse(_available())
+    packages = parse(available_packages())
     with under_lock(folder / "packages.npz") as temporary:
         made = temporary.with_suffix(".npz")
         packages.save(made)
@@ -223,7 +223,7 @@ def parse(lines: Iterable[str], date: str | None = None) -> PackageGraph:
     """
     stanzas: dict[str, dict[str, str]] = {}
     providers: dict[str, list[str]] = {}
-    for stanza in _stanzas(lines):
+    for stanza in read_stanzas(lines):
         name, section = stanza.get("Package", ""), stanza.get("Section", "")
         if not NAME.fullmatch(name) or not section or name in stanzas:
             continue
@@ -236,7 +236,7 @@ def parse(lines: Iterable[str], date: str | None = None) -> PackageGraph:
         raise DataError("the list holds no package with a name and a section")
     stanzas = dict(sorted(stanzas.items()))
     number = {name: i for i, name in enumerate(stanzas)}
-    sections = sorted({_section(stanza) for stanza in stanzas.values()})
+    sections = sorted({section_of(stanza) for stanza in stanzas.values()})
     if len(sections) > 255:
         raise DataError(f"the list has {len(sections)} sections; no distribution has more than 255")
     section_number = {name: i for i, name in enumerate(sections)}
@@ -267,7 +267,7 @@ def parse(lines: Iterable[str], date: str | None = None) -> PackageGraph:
         graph,
         np.array([len(w) for w in words], np.int64),
         np.array([bucket for w in words for bucket in w], np.int64),
-        np.array([section_number[_section(stanza)] for stanza in stanzas.values()], np.int64),
+        np.array([section_number[section_of(stanza)] for stanza in stanzas.values()], np.int64),
         np.array(
             [sources[stanza.get("Source", name).split(" ")[0]] for name, stanza in stanzas.items()], np.int64
         ),
@@ -304,7 +304,7 @@ def hashed_words(description: str) -> list[int]:
     return sorted({zlib.crc32(word.encode()) % BUCKETS for word in WORD.findall(description.lower())})[:255]
 
 
-def _stanzas(lines: Iterable[str]) -> Iterator[dict[str, str]]:
+def read_stanzas(lines: Iterable[str]) -> Iterator[dict[str, str]]:
     """The wanted fields of each paragraph; of a description the first line, of others all of them."""
     stanza: dict[str, str] = {}
     field = ""
@@ -339,20 +339,26 @@ def _names(relation: str) -> Iterator[str]:
             yield name
 
 
-def _section(stanza: dict[str, str]) -> str:
+def section_of(stanza: dict[str, str]) -> str:
     """Without the archive area: ``non-free/libs`` is ``libs``."""
     return stanza["Section"].rpartition("/")[2][:64].lower()
 
 
-def _available() -> list[str]:
+def available_packages() -> list[str]:
+    """The lines of apt's lists.
+
+    Raises:
+        DataError: apt is not here or has no lists.
+    """
     command = ["apt-cache", "dumpavail"]
     try:
         done = subprocess.run(command, capture_output=True, timeout=120, check=True, stdin=subprocess.DEVNULL)
     except (OSError, subprocess.SubprocessError) as error:
         raise DataError(
-            f"the package graph is made from apt's lists, and {' '.join(command)} failed: {error}; run this "
-            "on Debian or Ubuntu, set TRADEOFF_DATA to a folder that holds debian/packages-*.npz from such a "
-            "machine, or load 'debian-small', which is embedded"
+            f"data of Debian's packages is made from apt's lists, and {' '.join(command)} failed: {error}; "
+            "run this on Debian or Ubuntu, set TRADEOFF_DATA to a folder that holds debian/packages-*.npz "
+            "(graph) or debian/sections-*.tsv.gz (texts) from such a machine, or load 'debian-small', the "
+            "embedded graph"
         ) from error
     if not done.stdout.strip():
         raise DataError(

@@ -69,9 +69,14 @@ class PromptLookup:
     Args:
         nodes: tokens to guess.
         longest: tokens that must occur before; if there is no such place fewer are tried, down to one.
+
+    Raises:
+        InvalidDraft: a negative number of tokens to guess, or no token that must occur before.
     """
 
     def __init__(self, nodes: int = 5, longest: int = 3) -> None:
+        if nodes < 0 or longest < 1:
+            raise InvalidDraft(f"{nodes} guesses behind {longest} tokens that occurred before")
         self.nodes = nodes
         self.longest = longest
 

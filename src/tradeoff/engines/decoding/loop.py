@@ -194,7 +194,7 @@ class _Run:
         processors: Sequence[Processor],
         seed: int,
     ) -> None:
-        _check(model, wanted)
+        _check(model, wanted, seed)
         texts = [_prompt(model, prompt, wanted, row) for row, prompt in enumerate(prompts)]
         if not texts:
             raise InvalidRequest("there is no prompt")
@@ -282,9 +282,11 @@ class _Run:
             self.hidden = self.hidden[kept]
 
 
-def _check(model: Decoder, wanted: int) -> None:
-    if wanted < 1:
-        raise InvalidRequest(f"max_new_tokens is {wanted}; expected at least 1")
+def _check(model: Decoder, wanted: int, seed: int) -> None:
+    if not isinstance(wanted, int) or wanted < 1:
+        raise InvalidRequest(f"max_new_tokens is {wanted}; expected a whole number of at least 1")
+    if seed < 0:
+        raise InvalidRequest(f"the seed is {seed}; expected at least 0")
     if model.training and model.config.dropout > 0:
         raise InvalidRequest("the model is in training mode and would drop units; call model.eval()")
 

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tradeoff.engines.decoding.drafts import Topology
-from tradeoff.engines.decoding.errors import NonFiniteLogits
+from tradeoff.engines.decoding.errors import InvalidRequest, NonFiniteLogits
 from tradeoff.nn.decoder import KVCache
 
 Processor = Callable[[Int[Tensor, "1 length"], Float[Tensor, "1 vocab"]], Float[Tensor, "1 vocab"]]
@@ -64,6 +64,7 @@ class RowStep:
 
         Raises:
             NonFiniteLogits: they are NaN or infinite, or the processors leave no token.
+            InvalidRequest: a processor gave something else than scores of all tokens.
         """
         self._require_finite(node)
         scores = self.step.logits[self.row, node]
@@ -71,7 +72,11 @@ class RowStep:
             return scores
         text = torch.tensor([[*self.text, *self.path(node)]], device=scores.device)
         for processor in self.processors:
-            scores = processor(text, scores.view(1, -1).clone())[0]
+            found = processor(text, scores.view(1, -1).clone())
+            if not isinstance(found, Tensor) or found.shape != (1, len(scores)):
+                shape = tuple(found.shape) if isinstance(found, Tensor) else found
+                raise InvalidRequest(f"a processor of scores gave {shape}; expected (1, {len(scores)})")
+            scores = found[0]
         if not scores.max().isfinite():
             raise NonFiniteLogits(f"the logits processors leave no token behind {text.shape[1]} tokens")
         return scores

@@ -165,7 +165,13 @@ class KVCache:
         self.pending = 0
 
     def fork(self, copies: int = 1) -> "KVCache":
-        """A cache of its own, every row ``copies`` times side by side; pending tokens are left out."""
+        """A cache of its own, every row ``copies`` times side by side; pending tokens are left out.
+
+        Raises:
+            CacheError: no copy.
+        """
+        if copies < 1:
+            raise CacheError(f"cannot make {copies} copies of {self.batch} rows")
         return self._with_rows([row for row in range(self.batch) for _ in range(copies)])
 
     def batch_select(self, rows: Sequence[int]) -> "KVCache":
@@ -179,7 +185,13 @@ class KVCache:
         return self._with_rows(rows)
 
     def bytes_per_token(self, tp: int = 1) -> int:
-        """Bytes of one token in all layers on one rank of ``tp``: heads are split, the rest repeats."""
+        """Bytes of one token in all layers on one rank of ``tp``: heads are split, the rest repeats.
+
+        Raises:
+            CacheError: no rank.
+        """
+        if tp < 1:
+            raise CacheError(f"a cache shared among {tp} ranks")
         return self.layers * sum(
             (width if heads is None else -(-heads // tp) * width) * self.storage[name].element_size()
             for name, (heads, width) in self.entry_shapes.items()

@@ -1,5 +1,6 @@
 """What a decoder consists of, as one frozen value that is checked when it is made."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -27,6 +28,9 @@ class RopeScaling:
         low, high: of ``llama3``: wavelengths above ``original_len / low`` are stretched in full, those below
             ``original_len / high`` stay.
         original_len: context of the first training, in tokens.
+
+    Raises:
+        InvalidConfig: another kind, or a number that is not positive.
     """
 
     kind: Literal["linear", "llama3"]
@@ -34,6 +38,15 @@ class RopeScaling:
     low: float = 1.0
     high: float = 4.0
     original_len: int = 8192
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("linear", "llama3"):
+            raise InvalidConfig(f"the rotary scaling is {self.kind!r}; it is linear or llama3")
+        for name in ("factor", "low", "high", "original_len"):
+            if not getattr(self, name) > 0:
+                raise InvalidConfig(
+                    f"{name} of the rotary scaling is {getattr(self, name)}; it must be positive"
+                )
 
 
 @dataclass(frozen=True)
@@ -137,6 +150,11 @@ class DecoderConfig:
         for name in ("norm_eps", "latent_norm_eps", "rope_base", "init_std"):
             if not getattr(self, name) > 0:
                 raise InvalidConfig(f"{name} is {getattr(self, name)}; it must be positive")
+        for name in ("residual_multiplier", "logits_multiplier", "embedding_multiplier", "attn_scale"):
+            if not math.isfinite(getattr(self, name) or 0.0):
+                raise InvalidConfig(f"{name} is {getattr(self, name)}; it must be a finite number")
+        if self.rope_scaling is not None and not isinstance(self.rope_scaling, RopeScaling):
+            raise InvalidConfig(f"rope_scaling is {self.rope_scaling!r}; it is a RopeScaling or None")
         if self.is_latent:
             self._check_latent()
         else:

@@ -124,6 +124,8 @@ class Visibility:
 
     def __post_init__(self) -> None:
         mask, batch = self.mask, len(self.offsets)
+        if not isinstance(mask, Causal | Tree | Padded | Tensor):
+            raise InvalidInput(f"the mask is {mask!r}; expected Causal, Tree, Padded or a tensor of bool")
         if isinstance(mask, Tree) and len(mask.ancestors) != self.new:
             raise InvalidInput(f"a tree of {len(mask.ancestors)} nodes for {self.new} new tokens")
         if isinstance(mask, Padded) and (

@@ -141,6 +141,8 @@ class Decoder(nn.Module):
         """
         if ids.ndim != 2 or 0 in ids.shape:
             raise InvalidInput(f"ids have shape {tuple(ids.shape)}; expected (batch, new), at least (1, 1)")
+        if ids.dtype not in (torch.int64, torch.int32):
+            raise InvalidInput(f"ids are of {ids.dtype}; expected int64 or int32")
         visible = self._visible(ids, mask, cache)
         positions = self._positions(ids, positions, visible)
         h = self._embed(ids, positions)
@@ -186,7 +188,7 @@ class Decoder(nn.Module):
         return KVCache(
             self.config.layers,
             batch,
-            max_len or self.config.max_len,
+            self.config.max_len if max_len is None else max_len,
             self.config.cache_entries(self.ranks),
             dtype or weight.dtype,
             weight.device,

@@ -1,5 +1,6 @@
 """What a mixture of experts consists of."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
@@ -59,15 +60,15 @@ class MoEConfig:
     z: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.experts < 1 or not 1 <= self.active <= self.experts:
+        if not isinstance(self.experts, int) or self.experts < 1 or not 1 <= self.active <= self.experts:
             raise InvalidConfig(
                 f"{self.active} active of {self.experts} experts; expected 1 to {self.experts}"
             )
-        if isinstance(self.router, str) and self.router not in get_args(RouterName):
+        if not callable(self.router) and self.router not in get_args(RouterName):
             raise InvalidConfig(f"router is {self.router!r}; it is one of {', '.join(get_args(RouterName))}")
         if self.router in ("top_k", "sigmoid") and self.active != int(self.active):
             raise InvalidConfig(f"{self.router} needs a whole number of active experts, not {self.active}")
-        if self.hidden is not None and self.hidden < 1:
+        if self.hidden is not None and (not isinstance(self.hidden, int) or self.hidden < 1):
             raise InvalidConfig(f"experts of width {self.hidden}")
         if self.threshold is not None and not 0 < self.threshold <= 1:
             raise InvalidConfig(f"threshold is {self.threshold}; it lies in (0, 1]")
@@ -84,6 +85,9 @@ class MoEConfig:
             raise InvalidConfig(f"activation {self.activation!r} with dispatch {self.dispatch!r}")
         if min(self.shared, self.dense_layers, self.balance, self.entropy, self.z) < 0:
             raise InvalidConfig("shared, dense_layers, balance, entropy and z must not be negative")
+        for name in ("gate_scale", "balance", "entropy", "z"):
+            if not math.isfinite(getattr(self, name)):
+                raise InvalidConfig(f"{name} is {getattr(self, name)}; it must be a finite number")
 
     @property
     def first_threshold(self) -> float:

@@ -1,4 +1,4 @@
-"""The convolutional networks that the papers use, for inputs of 8 to 224 pixels.
+"""The networks that the papers use, for inputs of 8 to 224 pixels.
 
 ``build("resnet18", num_classes=10, input_shape=(3, 32, 32))`` gives a freshly initialized module in which
 every call of an activation is a module of its own, so that methods can replace one site at a time.
@@ -21,8 +21,10 @@ ARCHITECTURES: dict[str, tuple[str, str]] = {
     "vgg16": ("vgg", "VGG16"),
     "mobilenet_v2": ("mobilenet", "MobileNetV2"),
     "efficientnet_b2": ("efficientnet", "EfficientNetB2"),
+    "lenet_300_100": ("small", "LeNet300"),
     "small_cnn": ("small", "SmallCNN"),
     "pair_cnn": ("small", "PairCNN"),
+    "pooled_cnn": ("small", "PooledCNN"),
 }
 """Architecture name -> (module of this package, class)."""
 

@@ -1,6 +1,26 @@
-"""Two small networks for embedded data: minutes of training on one core."""
+"""Small networks for embedded data: minutes of training on one core."""
 
 from torch import Tensor, nn
+
+
+class LeNet300(nn.Module):
+    """Three linear layers (300, 100 hidden units) with ReLU: LeNet-300-100 (LeCun et al., 1998).
+
+    Shape: ``(batch, channels, height, width)`` to ``(batch, num_classes)``.
+    """
+
+    def __init__(self, num_classes: int, input_shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        channels, height, width = input_shape
+        self.fc1 = nn.Linear(channels * height * width, 300)
+        self.relu1 = nn.ReLU()
+        self.fc2 = nn.Linear(300, 100)
+        self.relu2 = nn.ReLU()
+        self.fc3 = nn.Linear(100, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc3(self.relu2(self.fc2(self.relu1(self.fc1(x.flatten(1))))))
+        return out
 
 
 class SmallCNN(nn.Module):
@@ -26,6 +46,32 @@ class SmallCNN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.pool1(self.relu1(self.conv1(x)))
         x = self.pool2(self.relu2(self.conv2(x)))
+        out: Tensor = self.fc(x.flatten(1))
+        return out
+
+
+class PooledCNN(nn.Module):
+    """Two 3x3 convolutions (16, 32 channels), each with batch norm, ReLU and 2x2 max pooling, then linear.
+
+    Shape: ``(batch, channels, height, width)`` to ``(batch, num_classes)``; height and width at least 4.
+    """
+
+    def __init__(self, num_classes: int, input_shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        channels, height, width = input_shape
+        self.conv1 = nn.Conv2d(channels, 16, 3, padding=1)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.relu1 = nn.ReLU()
+        self.pool1 = nn.MaxPool2d(2)
+        self.conv2 = nn.Conv2d(16, 32, 3, padding=1)
+        self.bn2 = nn.BatchNorm2d(32)
+        self.relu2 = nn.ReLU()
+        self.pool2 = nn.MaxPool2d(2)
+        self.fc = nn.Linear(32 * (height // 4) * (width // 4), num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pool1(self.relu1(self.bn1(self.conv1(x))))
+        x = self.pool2(self.relu2(self.bn2(self.conv2(x))))
         out: Tensor = self.fc(x.flatten(1))
         return out
 

@@ -71,8 +71,11 @@ def _check_keys(values: Any, known: tuple[str, ...], place: str) -> None:
 def _model(values: Any, path: Path) -> Decoder:
     """The decoder that a file describes, on the device that holds no numbers."""
     config = _configuration(DecoderConfig, values, f"{path}: model")
-    with torch.device("meta"):
-        return Decoder(config)
+    try:
+        with torch.device("meta"):
+            return Decoder(config)
+    except RuntimeError as error:
+        raise TransferError(f"{path}: no tensor can be as large as this model's: {error}") from None
 
 
 def _configuration(kind: type[C], values: Any, place: str) -> C:

@@ -31,7 +31,7 @@ def normalized_gates(
     Raises:
         TransferError: a gate is negative, or a token has none.
     """
-    if bool((gates < 0).any()):
+    if not bool((gates >= 0).all()):
         raise TransferError(f"a gate is {float(gates.min()):.3g}; gates are not negative")
     size = gates.sum(-1, keepdim=True) if form == "mean" else gates.norm(dim=-1, keepdim=True)
     if bool((size == 0).any()):

@@ -26,7 +26,7 @@ class Layout:
     (8, 2, 0)
 
     Raises:
-        TransferError: a part says nothing, or twice the same.
+        TransferError: a part says nothing, twice the same, or 0 of something.
     """
 
     text: str
@@ -49,6 +49,8 @@ class Layout:
                 raise TransferError(f"layout {self.text!r} gives the {axis} twice")
             if match["letter"]:
                 parts[axis] = float(match["number"])
+                if not parts[axis] > 0:
+                    raise TransferError(f"layout {self.text!r} has a {axis} of {match['number']}")
             else:
                 parts[axis] = (int(match["total"]), int(match["active"]), int(match["shared"] or 0))
         return parts

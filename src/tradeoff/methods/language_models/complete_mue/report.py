@@ -26,13 +26,14 @@ def sweep_table(
     """Sweep the base, then every target under every parametrization from the base's best rate on.
 
     Raises:
-        TransferError: no such parametrization or layout.
+        TransferError: no such parametrization or layout, or no target.
     """
-    for name in parametrizations:
-        if name not in get_args(Parametrization):
-            raise TransferError(
-                f"no parametrization {name!r}; there are {', '.join(get_args(Parametrization))}"
-            )
+    _check_parametrizations(parametrizations)
+    if not targets:
+        raise TransferError("no target: give widths other than the base's, or layouts")
+    for target in targets:  # before hours go into the base
+        setup.decoder(Layout(target))
+        setup.tokens(Layout(target))
 
     def evaluate(layout: Layout, name: Any, exponent: int) -> Run:
         run = train(setup, layout, name, 2.0**exponent, seed, device)
@@ -47,6 +48,13 @@ def sweep_table(
         for target in targets:
             found[target, name] = sweep(partial(evaluate, Layout(target), name), base.best)
     return _table(found, base)
+
+
+def _check_parametrizations(names: Sequence[str]) -> None:
+    known = get_args(Parametrization)
+    unknown = [name for name in names if name not in known]
+    if unknown or not names:
+        raise TransferError(f"no parametrization {', '.join(unknown)!r}; there are {', '.join(known)}")
 
 
 def _table(found: Mapping[tuple[str, str], Sweep], base: Sweep) -> Table:
@@ -72,18 +80,27 @@ def _table(found: Mapping[tuple[str, str], Sweep], base: Sweep) -> Table:
 def coordinate_table(
     setup: Setup, sizes: Mapping[str, Sequence[str]], parametrizations: Sequence[str], rate: float, steps: int
 ) -> Table:
-    """Slopes for each axis and parametrization."""
+    """Slopes for each axis and parametrization.
+
+    Raises:
+        TransferError: no such parametrization, a size that is no number, or no axis with two sizes.
+    """
+    _check_parametrizations(parametrizations)
+    axes = {letter: listed for letter, listed in sizes.items() if len(listed) > 1}
+    if not axes:
+        raise TransferError("a slope needs two sizes or more, of width or depth")
+    for letter, listed in axes.items():
+        for size in listed:
+            setup.decoder(Layout(f"{letter}{size}"))
     table = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False)
     for title in ("axis", "parametrization", "first block", "last block", "logits"):
         table.add_column(title)
     text = windows(setup)[0]
     step = torch.arange(setup.batch)
     batches = [text[step + setup.batch * index] for index in range(steps + 1)]
-    for letter, listed in sizes.items():
+    for letter, listed in axes.items():
         for name in parametrizations:
             numbers = [float(size) for size in listed]
-            if len(numbers) < 2:
-                continue
 
             def build(size: float, seed: int, letter: str = letter, name: Any = name) -> Any:
                 return setup.build(Layout(f"{letter}{size:g}"), name, rate, seed)

@@ -65,6 +65,7 @@ class Setup(pydantic.BaseModel):
 
         Raises:
             TransferError: its width is no multiple of that of a head, or of the active experts.
+            InvalidConfig: more active experts than there are.
         """
         width = int(layout.number("width", self.width))
         hidden = self.expansion * width
@@ -91,8 +92,14 @@ class Setup(pydantic.BaseModel):
         )
 
     def tokens(self, layout: Layout) -> tuple[int, int]:
-        """Tokens of a step and of the training of a target."""
+        """Tokens of a step and of the training of a target.
+
+        Raises:
+            TransferError: less than one sequence in a step.
+        """
         batch = round(self.batch * layout.number("batch", 1)) * self.length
+        if not batch:
+            raise TransferError(f"layout {layout} has no sequence in a step: the base has {self.batch}")
         return batch, round(self.steps * self.batch * layout.number("tokens", 1)) * self.length
 
     def base(self, rate: float) -> Base:

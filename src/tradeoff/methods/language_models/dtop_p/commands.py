@@ -46,6 +46,8 @@ def train(
     from .training import train as train_one
 
     choices = [RouterChoice.parse(word) for word in router.split(",") if word.strip()]
+    if not choices:
+        raise typer.BadParameter(f"name one or more routers with commas between, not {router!r}")
     size = Size.checked(experts, active)
     task = DigitsTask(steps=steps) if corpus == "digits" else TextTask(steps=steps, corpus=corpus)
     place, runs = usable_device(device), {}

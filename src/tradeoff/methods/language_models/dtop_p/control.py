@@ -1,5 +1,6 @@
 """The control law: a proportional-integral controller that moves the threshold of top-p routing."""
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -50,8 +51,8 @@ class ControlConfig:
             raise ControlError(f"control {self.control!r} with errors in units of {self.error_scale!r}")
         for name in ("proportional", "integral"):
             gain = getattr(self, name)
-            if gain is not None and not gain >= 0:
-                raise ControlError(f"the {name} gain is {gain}; it must not be negative")
+            if gain is not None and not 0 <= gain < math.inf:
+                raise ControlError(f"the {name} gain is {gain}; it must be finite and not negative")
         if self.first_threshold is not None and not 0 < self.first_threshold <= 1:
             raise ControlError(f"the first threshold is {self.first_threshold}; it lies in (0, 1]")
         if not 0 <= self.beta < 1:

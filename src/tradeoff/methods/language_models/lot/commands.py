@@ -45,7 +45,10 @@ def train(
     out: Annotated[Path | None, typer.Option(help="Folder for the weights with the last alpha.")] = None,
     json: Annotated[Path | None, typer.Option(help="File for the numbers.")] = None,
 ) -> None:
-    """Train with each alpha, and plainly with as many updates and as many operations; print the table."""
+    """Train with each alpha, and plainly with as many updates and as many operations; print the table.
+
+    In an environment, --alpha, --seeds, --steps and --json count; all else is as in the recipe `policies`.
+    """
     from .comparison import compare_policies, compare_training, is_policy
     from .experiment import LoTSettings
 

@@ -7,12 +7,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from tradeoff.core.context import usable_device
 from tradeoff.core.errors import DataError
 from tradeoff.data import images
 from tradeoff.data.text import CORPORA, LOCAL
 from tradeoff.nn.checkpoint import save_checkpoint
 from tradeoff.nn.fit import FitConfig
 
+from .errors import InvalidSetting
 from .experiment import Curve, LoTSettings, PeerSettings, Variant, run_variant
 from .ppo import PPO, LoTPPO, PolicyLoTSettings
 from .tasks import Task, image_task, text_task
@@ -87,7 +89,15 @@ def compare_training(
 
     Raises:
         DataError: no such data.
+        DeviceError: no such device.
+        InvalidSetting: nothing can be written to ``out``.
     """
+    device = usable_device(device)
+    if out is not None:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InvalidSetting(f"cannot write to {out}: {error.strerror}") from None
     config = FitConfig(
         steps=steps,
         batch_size=batch_size,

@@ -1,5 +1,6 @@
 """How far one network's predictions are from another's: the regularizer of LoT."""
 
+import math
 from typing import Literal, get_args
 
 from jaxtyping import Float
@@ -7,6 +8,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from tradeoff.nn.losses import distillation
+
+from .errors import InvalidSetting
 
 Metric = Literal["kl", "symmetric_kl"]
 
@@ -32,12 +35,14 @@ def imitability(
             learns, too.
 
     Raises:
-        ValueError: the temperature is not positive, the shapes differ or there is no such metric.
+        InvalidSetting: the temperature is not positive, the shapes differ or there is no such metric.
     """
     if metric not in get_args(Metric):
-        raise ValueError(f"metric is {metric!r}; it is one of {', '.join(get_args(Metric))}")
+        raise InvalidSetting(f"metric is {metric!r}; it is one of {', '.join(get_args(Metric))}")
     if trained.shape != reference.shape:
-        raise ValueError(f"logits have shapes {tuple(trained.shape)} and {tuple(reference.shape)}")
+        raise InvalidSetting(f"logits have shapes {tuple(trained.shape)} and {tuple(reference.shape)}")
+    if not 0 < temperature < math.inf:
+        raise InvalidSetting(f"temperature is {temperature}; it must be positive")
     trained, reference = _rows(trained), _rows(reference)
     loss = distillation(trained, reference, temperature)
     if metric == "symmetric_kl":

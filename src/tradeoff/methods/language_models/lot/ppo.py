@@ -16,6 +16,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from tradeoff.core.errors import MissingExtra
 
+from .errors import InvalidSetting
 from .imitability import imitability
 from .regularizer import Losses, LoT
 
@@ -155,7 +156,7 @@ class PPO:
 
     Raises:
         MissingExtra: gymnasium is not installed.
-        ValueError: the environment's actions or observations are of another kind.
+        InvalidSetting: no such environment, or its actions or observations are of another kind.
     """
 
     def __init__(self, environment: str, settings: PPOSettings | None = None, seed: int = 0) -> None:
@@ -355,10 +356,13 @@ def _environments(name: str, count: int) -> Any:
     except ImportError as error:
         raise MissingExtra("gymnasium", "control") from error
     makers = [lambda: gymnasium.make(name) for _ in range(count)]
-    environments = SyncVectorEnv(makers, autoreset_mode=AutoresetMode.SAME_STEP)
+    try:
+        environments = SyncVectorEnv(makers, autoreset_mode=AutoresetMode.SAME_STEP)
+    except gymnasium.error.Error as error:
+        raise InvalidSetting(f"gymnasium cannot make {name}: {error}") from None
     actions, observations = environments.single_action_space, environments.single_observation_space
     if not isinstance(actions, gymnasium.spaces.Discrete) or len(observations.shape or ()) != 1:
-        raise ValueError(f"{name} has {actions} and {observations}; expected discrete actions, a vector")
+        raise InvalidSetting(f"{name} has {actions} and {observations}; expected discrete actions, a vector")
     return environments
 
 

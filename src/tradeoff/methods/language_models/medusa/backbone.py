@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from tradeoff.core.context import usable_device
 from tradeoff.core.errors import MissingExtra
 from tradeoff.data.checkpoints import smollm2
 from tradeoff.nn.decoder import Decoder, DecoderConfig
@@ -47,8 +48,10 @@ def load_backbone(source: str, device: str = "cpu") -> Backbone:
     Raises:
         DataError: SmolLM2 is not here.
         CheckpointError: the checkpoint is absent, damaged or of an unknown family.
+        DeviceError: the device is not here.
         MissingExtra: transformers is absent.
     """
+    device = usable_device(device)
     if source == RANDOM:
         return random_backbone(device=device)
     path = smollm2() if source == SMOLLM2 else Path(source)

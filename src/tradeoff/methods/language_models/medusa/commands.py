@@ -136,7 +136,7 @@ def _write(
 
     started, tokens, steps = time.perf_counter(), 0, 0
     for new, text in served.stream(ids, count, seed):
-        tokens, steps = tokens + new, steps + 1
+        tokens, steps = tokens + new, steps + bool(new)
         typer.echo(text, nl=False)
         if kept is not None:
             kept.append(text)

@@ -1,5 +1,6 @@
 """What a step with several tokens costs on this machine, next to a plain step."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +29,18 @@ class StepCost:
     rows: tuple[int, ...]
     ratio: tuple[float, ...]
     plain_seconds: float
+
+    def __post_init__(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            InvalidSetting: rows do not increase from 1, or a ratio is not positive and finite.
+        """
+        steps = zip(self.rows, self.rows[1:], strict=False)
+        if self.rows[:1] != (1,) or not all(a < b for a, b in steps) or len(self.ratio) != len(self.rows):
+            raise InvalidSetting(f"costs {self.ratio} of {self.rows} rows; rows increase from 1")
+        if not all(0 < ratio < math.inf for ratio in self.ratio):
+            raise InvalidSetting(f"costs {self.ratio}; they are positive")
 
     def with_nodes(self, nodes: int) -> float:
         """With a tree of so many nodes behind the root; between measured sizes on a line. 1 without nodes."""

@@ -164,12 +164,20 @@ def self_distill(
         advance: is told how many tokens were written.
 
     Raises:
-        InvalidSetting: an empty prompt, no prompts, or a number out of range.
+        InvalidSetting: an empty prompt, one too long, no prompts, or a number out of range.
     """
     if max_new_tokens < 1 or batch_size < 1:
         raise InvalidSetting(f"{max_new_tokens} new tokens in batches of {batch_size}")
     if not prompts or not all(len(prompt) for prompt in prompts):
         raise InvalidSetting("self-distillation needs prompts, and each needs a token")
+    longest = max(map(len, prompts))
+    if longest + max_new_tokens - 1 > model.config.max_len:
+        raise InvalidSetting(
+            f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed the model's context of "
+            f"{model.config.max_len}"
+        )
+    if groups is not None and len(groups) != len(prompts):
+        raise InvalidSetting(f"{len(groups)} groups for {len(prompts)} prompts")
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # little padding in a batch
     found: dict[int, tuple[list[int], Tensor]] = {}
     for first in range(0, len(order), batch_size):

@@ -53,8 +53,8 @@ class HeadsConfig:
 
     def __post_init__(self) -> None:
         for name in ("dim", "vocab", "num_heads", "num_blocks"):
-            if getattr(self, name) < 1:
-                raise InvalidSetting(f"{name} is {getattr(self, name)}; it must be at least 1")
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise InvalidSetting(f"{name} is {getattr(self, name)!r}; it must be at least 1")
         if self.draft_vocab is not None and not 1 <= self.draft_vocab <= self.vocab:
             raise InvalidSetting(f"a draft vocabulary of {self.draft_vocab} of {self.vocab} tokens")
 
@@ -237,6 +237,7 @@ class MedusaHeads(nn.Module):
             raise HeadsMismatch(f"{folder / 'config.json'}: {error}") from None
         check_backbone(config, model)
         tensors = read_tensors(folder / "model.safetensors")
+        check_count(config.num_heads, config.num_blocks, tensors)
         heads = cls.from_backbone(
             model, config.num_heads, config.num_blocks, config.share_lm_head, tensors.get("token_map")
         )
@@ -298,6 +299,19 @@ def read_header(folder: Path) -> dict[str, Any]:
     if not isinstance(given, dict):
         raise HeadsMismatch(f"{folder / 'config.json'} is no JSON object")
     return given
+
+
+def check_count(num_heads: Any, num_blocks: Any, tensors: dict[str, Tensor]) -> None:
+    """Check that a file may hold so many heads, before they are made: its numbers are a stranger's.
+
+    Raises:
+        HeadsMismatch: there are not as many tensors as blocks.
+    """
+    numbers = (num_heads, num_blocks)
+    if not all(isinstance(number, int) and 1 <= number <= len(tensors) for number in numbers):
+        raise HeadsMismatch(f"{num_heads} heads of {num_blocks} blocks in a file of {len(tensors)} tensors")
+    if num_heads * num_blocks > len(tensors):
+        raise HeadsMismatch(f"{num_heads} heads of {num_blocks} blocks in a file of {len(tensors)} tensors")
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ vocabulary, ``token_map``. Published: ``K.B.linear.weight`` and ``.bias`` of blo
 """
 
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import torch
 from safetensors.torch import save_file
@@ -17,7 +17,7 @@ from tradeoff.core.files import write_json
 from tradeoff.nn.decoder import Decoder
 
 from .errors import HeadsMismatch, InvalidSetting
-from .heads import MedusaHeads, ResidualBlock, read_header, read_tensors
+from .heads import MedusaHeads, ResidualBlock, check_count, read_header, read_tensors
 
 Layout = Literal["vllm", "public"]
 
@@ -35,8 +35,10 @@ def export_heads(heads: MedusaHeads, folder: Path | str, layout: Layout = "vllm"
         base: name or path of the backbone, which the published layout keeps.
 
     Raises:
-        InvalidSetting: the published layout has no draft vocabulary.
+        InvalidSetting: no such layout, or a draft vocabulary, which the published layout has not.
     """
+    if layout not in get_args(Layout):
+        raise InvalidSetting(f"layouts are {', '.join(get_args(Layout))}, not {layout!r}")
     folder = Path(folder)
     config = heads.config
     if layout == "public":
@@ -89,6 +91,7 @@ def import_heads(folder: Path | str, model: Decoder) -> MedusaHeads:
     for name, expected in (("hidden_size", model.config.dim), ("vocab_size", model.config.vocab)):
         if given.get(name, expected) != expected:
             raise HeadsMismatch(f"the heads have {name} {given[name]}; the backbone has {expected}")
+    check_count(given[count], given[blocks], tensors)
     share = bool(given.get("original_lm_head", False))
     heads = MedusaHeads.from_backbone(model, given[count], given[blocks], share, tensors.get("token_map"))
     wanted = _vllm(heads) if vllm else _public(heads)

@@ -63,15 +63,25 @@ def train_for(
     """Self-distill, train, calibrate and keep the result in a folder; the arguments are those of ``train``.
 
     Raises:
-        InvalidSetting: too few prompts, or a number out of range.
+        InvalidSetting: too few prompts, a number out of range, or nothing can be written to a folder.
         CheckpointError: no such model.
+        DeviceError: no such device.
     """
+    own = None if prompts is None else _own_prompts(prompts)
+    for folder in (out, export):
+        if folder is not None:
+            _make_folder(folder)
     backbone = load_backbone(source, device)
     model = backbone.model
-    train, held_out = _texts(backbone, prompts, per_kind, new_tokens, seed, say)
-    say(f"{train.num_tokens:,} tokens to learn from, {held_out.num_tokens:,} held out")
     vocab = model.config.vocab
     cut = draft_vocab is not None and draft_vocab < vocab
+    if export is not None and layout == "public" and cut:
+        raise InvalidSetting(
+            f"the published layout has the whole vocabulary, not {draft_vocab} tokens; use vllm, or train "
+            "with --draft-vocab 0"
+        )
+    train, held_out = _texts(backbone, own, per_kind, new_tokens, seed, say)
+    say(f"{train.num_tokens:,} tokens to learn from, {held_out.num_tokens:,} held out")
     tokens = frequent_tokens(train.tokens, vocab, draft_vocab or vocab) if cut else None
     heads = MedusaHeads.from_backbone(model, num_heads, num_blocks, share_lm_head, tokens)
     config = head_training(epochs, learning_rate=learning_rate, seed=seed)
@@ -129,7 +139,10 @@ class Served:
         return generate(self.backbone.model, list(ids), max_new_tokens, **self._how(seed))
 
     def stream(self, ids: Sequence[int], max_new_tokens: int, seed: int = 0) -> Iterator[tuple[int, str]]:
-        """Number of new tokens and new text of every pass, without the end token."""
+        """Number of new tokens and new text of every pass, without the end token.
+
+        Where the text ends within a character, what there is of it comes at last, without a pass.
+        """
         tokenizer, written, shown = self.backbone.tokenizer, [], ""
         for new in stream(self.backbone.model, list(ids), max_new_tokens, **self._how(seed)):
             written += [token for token in new if token not in self.backbone.end_tokens]
@@ -139,6 +152,9 @@ class Served:
                 continue
             yield len(new), text[len(shown) :]
             shown = text
+        rest = tokenizer.decode(written)[len(shown) :]
+        if rest:
+            yield 0, rest
 
     def _how(self, seed: int) -> dict[str, Any]:
         return {
@@ -186,9 +202,28 @@ def _read_tree(folder: Path) -> list[tuple[int, ...]]:
         raise HeadsMismatch(f"{folder / TREE_FILE} holds no tree: {error}") from None
 
 
+def _make_folder(folder: Path) -> None:
+    """Before hours of training, not behind them."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidSetting(f"cannot write to {folder}: {error.strerror}") from None
+
+
+def _own_prompts(file: Path) -> list[str]:
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidSetting(f"cannot read prompts from {file}: {error}") from None
+    prompts = [line for line in lines if line.strip()]
+    if len(prompts) < HELD_OUT_SHARE:
+        raise InvalidSetting(f"{file} has {len(prompts)} prompts; give at least {HELD_OUT_SHARE}")
+    return prompts
+
+
 def _texts(
     backbone: Backbone,
-    prompts: Path | None,
+    prompts: list[str] | None,
     per_kind: int,
     new_tokens: int,
     seed: int,
@@ -211,10 +246,7 @@ def _texts(
             )
         ]
     else:
-        lines = [line for line in prompts.read_text(encoding="utf-8").splitlines() if line.strip()]
-        if len(lines) < HELD_OUT_SHARE:
-            raise InvalidSetting(f"{prompts} has {len(lines)} prompts; give at least {HELD_OUT_SHARE}")
-        every = encode_prompts(lines, "chat", backbone.tokenizer)
+        every = encode_prompts(prompts, "chat", backbone.tokenizer)
         held_out = every[::HELD_OUT_SHARE]
         train = [ids for i, ids in enumerate(every) if i % HELD_OUT_SHARE]
     say(f"the model continues {len(train) + len(held_out)} prompts")

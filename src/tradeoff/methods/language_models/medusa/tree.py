@@ -9,6 +9,7 @@ import heapq
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from operator import index
 
 import torch
 from jaxtyping import Bool, Int
@@ -31,7 +32,10 @@ def check_paths(paths: Iterable[Path], num_heads: int, top: int = TOP) -> tuple[
     Raises:
         InvalidTree: a node is repeated, deeper than the heads guess, beyond their guesses, or without parent.
     """
-    nodes = [tuple(path) for path in paths]
+    try:
+        nodes = [tuple(index(rank) for rank in path) for path in paths]
+    except TypeError:
+        raise InvalidTree("a node is a path of ranks, which are whole numbers, as (0, 2)") from None
     known = set(nodes)
     for node in nodes:
         if not 1 <= len(node) <= num_heads:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from tradeoff.nn.decoder import CheckpointError, Decoder, DecoderConfig, MoEConfig
+from tradeoff.nn.decoder import CheckpointError, Decoder, DecoderConfig, MoEConfig, RopeScaling
 from tradeoff.nn.decoder.loading.files import Tensors, read_config, write_folder
 
 from .variants import document
@@ -55,6 +55,10 @@ def _configuration(folder: Path) -> DecoderConfig:
     unknown = sorted(given.keys() - known)
     if unknown:
         raise CheckpointError(f"{folder / 'config.json'} has no configuration of a decoder: {unknown}")
-    if isinstance(given.get("ffn"), dict):
-        given["ffn"] = MoEConfig(**given["ffn"])
-    return DecoderConfig(**given)
+    try:
+        for name, kind in (("ffn", MoEConfig), ("rope_scaling", RopeScaling)):
+            if isinstance(given.get(name), dict):
+                given[name] = kind(**given[name])
+        return DecoderConfig(**given)
+    except TypeError as error:
+        raise CheckpointError(f"{folder / 'config.json'}: {error}") from None

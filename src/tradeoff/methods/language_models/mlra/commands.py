@@ -27,7 +27,7 @@ def convert_config(
     kv_rank: Annotated[int | None, typer.Option(min=1, help="Numbers of a token's latents together.")] = None,
     q_rank: Annotated[int | None, typer.Option(min=1, help="Width of the query's bottleneck.")] = None,
     rope_dim: Annotated[int | None, typer.Option(min=2, help="Width of the shared rotary key.")] = None,
-    kv_heads: Annotated[int | None, typer.Option(min=1, help="Key heads of gqa.")] = None,
+    kv_heads: Annotated[int | None, typer.Option(min=1, help="Key heads, of gqa alone.")] = None,
     multiple: Annotated[int, typer.Option(min=1, help="Of which the feed-forward width is one.")] = 8,
     out: Annotated[Path | None, typer.Option(help="File for the JSON; printed if not given.")] = None,
 ) -> None:
@@ -142,7 +142,10 @@ def train(
 
 
 def _words(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",") if word.strip()]
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if not words:
+        raise typer.BadParameter(f"write one or more with commas between, not {text!r}")
+    return words
 
 
 def _numbers(text: str) -> list[int]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tradeoff.core.timing import SideBySide, side_by_side
 from tradeoff.engines.kernels.device_timing import DeviceClock, threads
-from tradeoff.nn.decoder import Causal, DecoderConfig, Kernels, TorchKernels, Visibility
+from tradeoff.nn.decoder import Causal, DecoderConfig, InvalidConfig, Kernels, TorchKernels, Visibility
 
 from .traffic import RankTraffic, rank_traffic
 from .variants import with_attention
@@ -221,12 +221,12 @@ def parse_contexts(texts: Sequence[str]) -> list[int]:
     """Numbers of tokens: ``16k`` is 16,384.
 
     Raises:
-        ValueError: not a positive number.
+        InvalidConfig: not a positive number.
     """
     found = []
     for text in texts:
         digits, factor = (text[:-1], 1024) if text.lower().endswith("k") else (text, 1)
         if not digits.isdecimal() or int(digits) < 1:
-            raise ValueError(f"{text!r} is no number of tokens; write 4096 or 16k")
+            raise InvalidConfig(f"{text!r} is no number of tokens; write 4096 or 16k")
         found.append(int(digits) * factor)
     return found

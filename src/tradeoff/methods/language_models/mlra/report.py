@@ -65,12 +65,13 @@ def run_bench(
     if dtype not in DTYPES:
         raise InvalidConfig(f"dtype is {dtype!r}; it is one of {', '.join(DTYPES)}")
     candidates = [Candidate(known(name), ranks) for name in variants for ranks in degrees]
+    lengths = parse_contexts(contexts)
     shape, where = attention_shape(heads, head_dim, kv_rank), usable_device(device)
     return {
         length: time_decoding(
             candidates, length, shape=shape, rounds=rounds, device=where, dtype=DTYPES[dtype]
         )
-        for length in parse_contexts(contexts)
+        for length in lengths
     }
 
 
@@ -141,9 +142,18 @@ def train_variants(
     out: Path | None,
     say: Callable[[str], None],
 ) -> list[TrainRow]:
-    """Train each variant with each seed; with ``out``, keep weights and configuration of the first."""
+    """Train each variant with each seed; with ``out``, keep weights and configuration of the first.
+
+    Raises:
+        UnknownName: no such variant.
+        InvalidConfig: a variant does not fit the sizes, or nothing can be written to ``out``.
+    """
+    for name in variants:  # before the first is trained
+        setup.decoder(known(name))
+    if out is not None:
+        _make_folder(out)
     rows = []
-    for name in map(known, variants):
+    for name in variants:
         runs = []
         for seed in range(seeds):
             model, run = train(setup, name, seed, device)
@@ -155,6 +165,13 @@ def train_variants(
         cached = {ranks: layers * count for ranks, count in cached_numbers(model.config).items()}
         rows.append(TrainRow(name, runs, cached))
     return rows
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidConfig(f"cannot write to {folder}: {error.strerror}") from None
 
 
 def train_table(rows: Sequence[TrainRow]) -> Table:

@@ -123,7 +123,9 @@ class DTopP(TopP):
     def distribution(self, logits: Tensor) -> Tensor:
         """Normalized logits times the gain."""
         centered = logits - logits.mean(-1, keepdim=True)
-        return self.gain * centered / (centered.pow(2).mean(-1, keepdim=True).sqrt() + 1e-6)
+        # Of equal logits, the root of a variance of 0 has no gradient: that of its bound, 0, is taken.
+        deviation = centered.pow(2).mean(-1, keepdim=True).clamp_min(1e-24).sqrt()
+        return self.gain * centered / (deviation + 1e-6)
 
 
 class ExpertChoice(Router):
