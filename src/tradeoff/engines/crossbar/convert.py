@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from tradeoff.engines.crossbar.layers import CrossbarConv2d, CrossbarLinear
 from tradeoff.engines.crossbar.layers import Path as ProductPath
 from tradeoff.engines.crossbar.quantization import Calibration, InputRange, calibrate
 
+LayerConfigs = Callable[[str, nn.Module], CrossbarConfig]
+"""Name and layer to its crossbars; layers that share a weight must get equal ones."""
 _MULTIPLIERS = (nn.Linear, nn.modules.conv._ConvNd)
 
 
@@ -97,7 +99,6 @@ class CrossbarModel(nn.Module):
 
     Attributes:
         model: the network.
-        config: of the crossbars.
         faults: of the chip.
     """
 
@@ -105,11 +106,10 @@ class CrossbarModel(nn.Module):
         self,
         model: nn.Module,
         layers: dict[str, CrossbarLinear],
-        config: CrossbarConfig,
         faults: FaultModel,
     ) -> None:
         super().__init__()
-        self.model, self.config, self.faults = model, config, faults
+        self.model, self.faults = model, faults
         self._names = list(layers)
         self._layers = list(layers.values())  # a list, not a module: they belong to ``model`` already
 
@@ -167,7 +167,7 @@ class CrossbarModel(nn.Module):
 
 def to_crossbar(
     model: nn.Module,
-    config: CrossbarConfig | None = None,
+    config: CrossbarConfig | LayerConfigs | None = None,
     faults: FaultModel | None = None,
     *,
     calibration: Calibration,
@@ -183,7 +183,7 @@ def to_crossbar(
 
     Args:
         model: it is not changed. Modules of it that hold no mapped layer are shared with the result.
-        config: of the crossbars.
+        config: of the crossbars, or a function that gives that of each layer.
         faults: of the chip; none by default.
         calibration: what sets the ranges of inputs, never test data: batches, each a tensor, a mapping of
             keyword arguments or a sequence that starts with the input, or a function that calls the model.
@@ -197,23 +197,28 @@ def to_crossbar(
         InvalidOperand: no layer is chosen, one cannot be mapped, or values are NaN or infinite.
         NotCalibrated: a chosen layer gets no calibration data.
     """
-    config, faults = config or CrossbarConfig(), faults or FaultModel()
+    faults = faults or FaultModel()
     chosen = _choose(model, include, exclude)
-    ranges = calibrate(model, chosen, calibration, config.act_bits, percentile)
+    configs = {
+        name: config(name, layer) if callable(config) else config or CrossbarConfig()
+        for name, layer in chosen.items()
+    }
+    bits = {name: each.act_bits for name, each in configs.items()}
+    ranges = calibrate(model, chosen, calibration, bits, percentile)
     replaced: dict[str, CrossbarLinear] = {}
     placed: dict[int, int] = {}
     memo: dict[int, Any] = {}
     following = 0
     for name, layer in chosen.items():
         first = placed.setdefault(id(layer.weight), following)
-        new = _mapped(layer, config, ranges[name], faults, first, name, path)
+        new = _mapped(layer, configs[name], ranges[name], faults, first, name, path)
         following = max(following, first + new.placement.crossbars)
         replaced[name] = memo[id(layer)] = new.train(layer.training)
     holders = {id(part) for name in chosen for part in _holders(model, name)}
     for module in model.modules():
         if id(module) not in holders:
             memo.setdefault(id(module), module)
-    return CrossbarModel(copy.deepcopy(model, memo), replaced, config, faults)
+    return CrossbarModel(copy.deepcopy(model, memo), replaced, faults)
 
 
 def _holders(model: nn.Module, name: str) -> Iterator[nn.Module]:

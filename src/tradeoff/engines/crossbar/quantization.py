@@ -119,7 +119,11 @@ Calibration = Iterable[Any] | Callable[[nn.Module], Any]
 
 @torch.no_grad()
 def calibrate(
-    model: nn.Module, layers: Mapping[str, nn.Module], data: Calibration, bits: int, percentile: float
+    model: nn.Module,
+    layers: Mapping[str, nn.Module],
+    data: Calibration,
+    bits: Mapping[str, int],
+    percentile: float,
 ) -> dict[str, InputRange]:
     """The ranges of the inputs that layers get when the model, in evaluation mode, reads ``data``.
 
@@ -127,6 +131,7 @@ def calibrate(
         model: it is left as it was.
         data: batches, each a tensor, a mapping of keyword arguments, or a sequence of which the first is the
             input; or a function that calls the model.
+        bits: of the inputs of each layer.
         percentile: of the magnitudes of one batch that the range covers, the largest over all batches.
 
     Raises:
@@ -160,7 +165,7 @@ def calibrate(
     for name, observer in observers.items():
         if observer.peak < 0:
             raise NotCalibrated(f"{name}: no calibration data reached this layer; leave it out or give some")
-    return {name: InputRange.covering(o.low, o.peak, bits) for name, o in observers.items()}
+    return {name: InputRange.covering(o.low, o.peak, bits[name]) for name, o in observers.items()}
 
 
 def _call(model: nn.Module, batch: Any) -> None:
