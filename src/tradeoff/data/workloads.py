@@ -33,14 +33,12 @@ class Workload:
         train: what it was trained on, and what ranges of activations may be taken from.
         test: to score it on.
         layers: regular expression of the names of the layers that do the work; empty for all.
-        transformer: whether activations have the outliers of Transformers.
     """
 
     model: nn.Module
     train: Indexable
     test: Indexable
     layers: str = ""
-    transformer: bool = False
 
 
 def load_workload(model: str, task: str, weights: Path | None = None, seed: int = 0) -> Workload:
@@ -70,7 +68,7 @@ def _texts(model: str, weights: Path | None, seed: int) -> Workload:
     network.freeze_embeddings()
     names = {"model": str(folder), "task": TEXT_TASK, "texts": parts["train"].digest}
     _train(network, train, FINETUNING, weights, seed, names)
-    return Workload(network.eval(), train, test, layers=r"encoder\.layer", transformer=True)
+    return Workload(network.eval(), train, test, layers=r"encoder\.layer")
 
 
 def _images(model: str, task: str, weights: Path | None, seed: int) -> Workload:

@@ -81,7 +81,7 @@ def model(folder: Path, sentences: tuple[torch.Tensor, torch.Tensor]) -> TextCla
 
 @pytest.fixture(scope="module")
 def placed(model: TextClassifier, ids: torch.Tensor) -> CrossbarModel:
-    return to_crossbar(model, calibration=[ids[:64]], include=r"encoder\.layer", percentile=99.9)
+    return to_crossbar(model, calibration=[ids[:64]], include=r"encoder\.layer")
 
 
 def test_without_defects_it_is_its_rounded_twin(model, placed, sentences):

@@ -98,7 +98,6 @@ def simulate(
             config,
             calibration=_batches(workload.train, 512, 64),
             include=workload.layers,
-            percentile=99.9 if workload.transformer else 100.0,
             path="slow" if slow else "auto",
         )
         document = _sweep(placed, workload.model, test, settings, seeds)
