@@ -185,6 +185,7 @@ _TABLE = (
         ("encoding_seconds", "s", "part of a homomorphic inference that is spent on encoding known numbers"),
         ("key_seconds", "s", "time to make the evaluation keys and to send them"),
         ("key_bytes", "B", "evaluation keys that a client sends once"),
+        ("ciphertext_bytes", "B", "encrypted inputs and results of one request, as compressed for sending"),
         ("training_seconds", "s", "time spent on training"),
         (
             "epoch_seconds",

@@ -81,7 +81,7 @@ def test_a_square_network_between_two_processes() -> None:
     model, x, _ = digits()
     program = ckks.compile(model, (64,))
     plan = ckks.prepare(program, x[:64].numpy(), preset="compact")
-    assert plan.parameters.describe().startswith("N=2^13, depth 4, 188 of 218 bits")
+    assert plan.parameters.describe().startswith("N=2^13, depth 4, 193 of 218 bits")
     with ckks.Session(program, plan) as session, torch.no_grad():
         for row in x[:2]:
             result = session.infer(row.numpy())

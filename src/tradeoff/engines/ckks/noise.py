@@ -26,6 +26,7 @@ class NoiseModel:
         self._n = parameters.n
         self._slot = math.sqrt(self._n / 2)
         self._rounding = math.sqrt((1 + 2 * self._n / 3) / 12)
+        self._switching: dict[tuple[int, int], NDArray[np.float64]] = {}
 
     def fresh(self, scale: float) -> float:
         """Of a fresh ciphertext: encoding and encryption error."""
@@ -46,11 +47,16 @@ class NoiseModel:
         in every coefficient, is largest where the slot's root of unity is near 1: slot 0 gets about sqrt(N)
         times the typical noise. It vanishes with a special prime some bits larger than the others.
         """
+        if (level, slots) not in self._switching:
+            self._switching[level, slots] = self._digits(level)[:slots]
+        return self._switching[level, slots] / scale
+
+    def _digits(self, level: int) -> NDArray[np.float64]:
         *primes, special = self._parameters.primes
         ratio = math.sqrt(sum((q / special) ** 2 for q in primes[: level + 1]))
         centered = math.hypot(ERROR_DEVIATION * ratio * math.sqrt(self._n / 12), self._rounding)
-        mean = ERROR_DEVIATION * ratio * _nearness(self._parameters.log_n)[:slots]
-        deviation: NDArray[np.float64] = np.hypot(centered, mean) * self._slot / scale
+        mean = ERROR_DEVIATION * ratio * _nearness(self._parameters.log_n)
+        deviation: NDArray[np.float64] = np.hypot(centered, mean) * self._slot
         return deviation
 
 

@@ -21,7 +21,7 @@ LIMITS = {10: 27, 11: 54, 12: 109, 13: 218, 14: 438, 15: 881}
 SECURITY_BITS = 128
 MAX_PRIME_BITS = 60
 MAX_PRIMES = 64
-PRESETS = {"standard": (40, 50, 60), "compact": (28, 38, 38)}
+PRESETS = {"standard": (40, 50, 60), "compact": (28, 38, 43)}
 """(scale, first, special) bits."""
 
 

@@ -168,7 +168,7 @@ def plan(
     ranges.
 
     Args:
-        preset: ``standard`` (scale 40, first 50, special 60 bits) or ``compact`` (28, 38, 38).
+        preset: ``standard`` (scale 40, first 50, special 60 bits) or ``compact`` (28, 38, 43).
         scale_bits: in place of a preset; first_bits: 10 more if not given; special_bits: as first_bits plus
             10, at most 60.
         margin_bits: to stay below the limit of the security table by.

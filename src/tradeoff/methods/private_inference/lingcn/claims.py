@@ -32,7 +32,7 @@ def faster_at_equal_accuracy(outcomes: Outcomes) -> Finding:
     _, mu, ours = min(candidates, key=lambda found: found[:2])
     finding = times_better(ours, theirs, "latency")
     numbers |= {"at mu": mu, "accuracy lingcn": ours.mean("accuracy"), **finding.numbers}
-    for name in ("he_levels", "he_rotations", "he_modulus_bits", "online_bytes", "key_bytes"):
+    for name in ("he_levels", "he_rotations", "he_modulus_bits", "ciphertext_bytes", "key_bytes"):
         numbers[f"{name} ratio"] = theirs.mean(name) / ours.mean(name)
     return Finding(verdict=finding.verdict, numbers=numbers)
 

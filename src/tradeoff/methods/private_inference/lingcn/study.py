@@ -269,7 +269,7 @@ def _encrypted(
         "encoding_seconds": measured(run.report.meter.encode_seconds),
         "key_seconds": measured(run.setup.keygen_seconds + run.setup.upload_seconds),
         "key_bytes": measured(run.setup.key_bytes),
-        "online_bytes": measured(run.report.sent + run.report.received),
+        "ciphertext_bytes": measured(run.report.sent + run.report.received),
         "peak_memory": measured(run.peak_memory),
         "logit_error_max": measured(run.error),
         "label_agreement": measured(run.agreement),
